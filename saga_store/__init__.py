@@ -1,0 +1,54 @@
+"""Durable saga state and history in PostgreSQL.
+
+This module is the facade: the contract, its values and errors, and the in-memory storage. It loads neither
+SQLAlchemy nor a driver; the PostgreSQL storage is ``saga_store.sqlalchemy.SqlAlchemySagaStorage``.
+"""
+
+from saga_store.errors import (
+    InvalidSagaDataError,
+    SagaAlreadyExistsError,
+    SagaConcurrencyError,
+    SagaNotFoundError,
+    SagaStoreError,
+    SchemaError,
+    StorageUnavailableError,
+    UnknownOutcomeError,
+)
+from saga_store.interface import ICheckpointStorage, ISagaStorage
+from saga_store.memory import MemoryDatabase, MemorySagaStorage, MemorySession
+from saga_store.model import (
+    Checkpoint,
+    Context,
+    LogStep,
+    SagaExecution,
+    SagaLogEntry,
+    SagaStatus,
+    SagaStepStatus,
+    StepAction,
+)
+from saga_store.storage import SagaStorage
+
+__all__ = [
+    "Checkpoint",
+    "Context",
+    "ICheckpointStorage",
+    "ISagaStorage",
+    "InvalidSagaDataError",
+    "LogStep",
+    "MemoryDatabase",
+    "MemorySagaStorage",
+    "MemorySession",
+    "SagaAlreadyExistsError",
+    "SagaConcurrencyError",
+    "SagaExecution",
+    "SagaLogEntry",
+    "SagaNotFoundError",
+    "SagaStatus",
+    "SagaStepStatus",
+    "SagaStorage",
+    "SagaStoreError",
+    "SchemaError",
+    "StepAction",
+    "StorageUnavailableError",
+    "UnknownOutcomeError",
+]

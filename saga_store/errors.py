@@ -1,0 +1,123 @@
+"""What can go wrong with a saga storage.
+
+Every error that a storage raises is one of these::
+
+    SagaStoreError
+    ├── SagaNotFoundError        no saga has this id                 nothing was written
+    ├── SagaAlreadyExistsError   the id is taken                     nothing was written
+    ├── SagaConcurrencyError     somebody wrote in between           nothing was written
+    ├── InvalidSagaDataError     refused before any SQL              nothing was written
+    ├── StorageUnavailableError  the database couldn't do it         nothing was written
+    ├── SchemaError              tables missing or too old           nothing was written
+    └── UnknownOutcomeError      the connection died mid-write       written wholly or not at all
+
+A write that raised anything but ``UnknownOutcomeError`` left no trace. Each error carries its facts as
+attributes and survives pickling; the database's own error, if there was one, is its ``__cause__``.
+"""
+
+from uuid import UUID
+
+
+class SagaStoreError(Exception):
+    """Base of every error that a saga storage raises."""
+
+
+class SagaNotFoundError(SagaStoreError):
+    """No saga has this id (or its creation hasn't been committed yet)."""
+
+    def __init__(self, saga_id: UUID) -> None:
+        super().__init__(saga_id)
+        self.saga_id = saga_id
+
+    def __str__(self) -> str:
+        return f"there is no saga {self.saga_id}; create it first, and commit if a transaction of yours created it"
+
+
+class SagaAlreadyExistsError(SagaStoreError):
+    """The id is taken by another saga, which was left as it was."""
+
+    def __init__(self, saga_id: UUID) -> None:
+        super().__init__(saga_id)
+        self.saga_id = saga_id
+
+    def __str__(self) -> str:
+        return f"saga {self.saga_id} exists already and was left as it was; load it to resume it, or use a new id"
+
+
+class SagaConcurrencyError(SagaStoreError):
+    """The stored version isn't the expected one: somebody else wrote in between."""
+
+    def __init__(self, saga_id: UUID, expected: int, actual: int) -> None:
+        super().__init__(saga_id, expected, actual)
+        self.saga_id = saga_id
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id} is at version {self.actual}, not at the expected version {self.expected}: "
+            "somebody else wrote in between; load it again and decide anew"
+        )
+
+
+class InvalidSagaDataError(SagaStoreError, ValueError):
+    """A value that no storage accepts; ``field`` says which, ``reason`` why and what to do."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.reason}"
+
+
+class StorageUnavailableError(SagaStoreError):
+    """The database couldn't be reached, or refused the statement; nothing was written.
+
+    On a session or connection bind the surrounding transaction is lost too, and has to be rolled back.
+    ``sqlstate`` is PostgreSQL's five-letter code, if it sent one.
+    """
+
+    def __init__(self, reason: str, sqlstate: str | None = None) -> None:
+        super().__init__(reason, sqlstate)
+        self.reason = reason
+        self.sqlstate = sqlstate
+
+    def __str__(self) -> str:
+        code = f" (SQLSTATE {self.sqlstate})" if self.sqlstate else ""
+        return f"nothing was written{code}: {self.reason}"
+
+
+class UnknownOutcomeError(SagaStoreError):
+    """The connection died while the write was under way: it was written wholly, or not at all."""
+
+    def __init__(self, saga_id: UUID) -> None:
+        super().__init__(saga_id)
+        self.saga_id = saga_id
+
+    def __str__(self) -> str:
+        return (
+            f"the connection died while saga {self.saga_id} was being written, and whether it was is unknown; "
+            "load the saga and its history to find out before writing again"
+        )
+
+
+class SchemaError(SagaStoreError):
+    """The tables are missing or too old for this release.
+
+    ``found`` is the revision that the database records (None: none, or it couldn't be read), ``needed``
+    the one that this release wants, ``command`` what brings the database there.
+    """
+
+    def __init__(self, found: str | None, needed: str, command: str = "alembic upgrade head") -> None:
+        super().__init__(found, needed, command)
+        self.found = found
+        self.needed = needed
+        self.command = command
+
+    def __str__(self) -> str:
+        return (
+            f"the saga tables are missing or too old: found revision {self.found or 'none'}, need {self.needed}; "
+            f"run `{self.command}` against this database"
+        )

@@ -1,0 +1,181 @@
+"""The contract of a saga storage, told once.
+
+``ISagaStorage`` is what a saga engine needs; ``ICheckpointStorage`` is what both storages of this package
+offer on top. Whoever implements either can run ``saga_store.testing`` against it.
+
+What holds for every method:
+
+- **Durable.** When a write returns, it is stored: committed, if the storage owns the transaction; part of
+  the caller's transaction, if the storage was bound to a session or a connection.
+- **Atomic.** A write is stored whole or not at all, and history and state never disagree.
+- **Definite.** A write returns, or raises an error that means that nothing was written, or raises
+  ``UnknownOutcomeError``. A write to a missing saga is an error, never a silent no-op.
+- **Ordered.** Writes to one saga take effect one after the other; the history is read in that order.
+- **Copies.** Contexts are copied in and out; what the caller does to a dict afterwards changes nothing stored.
+- **Checked.** Bad input raises ``InvalidSagaDataError`` before anything is sent: an id that is no
+  ``uuid.UUID``; an empty name or one of more than 255 characters; text with NUL or a lone surrogate; a
+  context that is no dict, has a key that is no string, NaN, an infinity, or a value that wouldn't come back
+  equal from JSON; an unknown status or action.
+
+Any method may raise ``StorageUnavailableError`` and ``SchemaError``; any write ``UnknownOutcomeError``.
+"""
+
+import abc
+from datetime import timedelta
+from uuid import UUID
+
+from saga_store.model import Checkpoint, Context, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
+
+
+class ISagaStorage(abc.ABC):
+    """The six methods that a saga engine needs."""
+
+    @abc.abstractmethod
+    async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
+        """Create a saga, PENDING and at version 1.
+
+        Of several callers with one id, exactly one succeeds.
+
+        Args:
+            saga_id: The caller's id for the saga.
+            name: What kind of saga it is, 1 to 255 characters.
+            context: What the saga starts from.
+
+        Raises:
+            SagaAlreadyExistsError: The id is taken; the saga that has it is left as it was.
+            InvalidSagaDataError: See the module.
+        """
+
+    @abc.abstractmethod
+    async def update_context(self, saga_id: UUID, context: Context) -> None:
+        """Replace the saga's context, whole, and raise its version by one.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: See the module.
+        """
+
+    @abc.abstractmethod
+    async def update_status(self, saga_id: UUID, status: SagaStatus) -> None:
+        """Set the saga's status, and raise its version by one. Any status may follow any other.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: See the module.
+        """
+
+    @abc.abstractmethod
+    async def log_step(
+        self,
+        saga_id: UUID,
+        step_name: str,
+        action: StepAction,
+        status: SagaStepStatus,
+        details: str | None = None,
+    ) -> None:
+        """Append an entry to the saga's history. The version stays.
+
+        Args:
+            saga_id: The saga.
+            step_name: Which step, 1 to 255 characters.
+            action: Whether it acts or compensates.
+            status: What became of it.
+            details: What a person should know, such as the text of an error.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: See the module.
+        """
+
+    @abc.abstractmethod
+    async def load_saga_state(self, saga_id: UUID) -> tuple[SagaStatus, Context]:
+        """Return the saga's status and context, as of one moment.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The id is no UUID.
+        """
+
+    @abc.abstractmethod
+    async def get_step_history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        """Return the saga's history in the order in which it was written.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The id is no UUID.
+        """
+
+
+class ICheckpointStorage(ISagaStorage):
+    """A storage whose writes are checkpoints, with versions to fence them and a list of what to recover."""
+
+    @abc.abstractmethod
+    async def update_context(self, saga_id: UUID, context: Context, *, expected_version: int | None = None) -> None:
+        """Replace the saga's context, if it is still at ``expected_version``.
+
+        Raises:
+            SagaConcurrencyError: The saga is at another version; it was left as it was.
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: See the module.
+        """
+
+    @abc.abstractmethod
+    async def update_status(self, saga_id: UUID, status: SagaStatus, *, expected_version: int | None = None) -> None:
+        """Set the saga's status, if it is still at ``expected_version``.
+
+        Raises:
+            SagaConcurrencyError: The saga is at another version; it was left as it was.
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: See the module.
+        """
+
+    @abc.abstractmethod
+    async def save(self, checkpoint: Checkpoint) -> int:
+        """Write a checkpoint, all of it or nothing, in one statement.
+
+        Returns:
+            The saga's version afterwards: 1 for a new saga; one more than before if the checkpoint changes
+            status, context or attempts; the same if it only adds to the history.
+
+        Raises:
+            SagaAlreadyExistsError: The checkpoint has a name, and its id is taken.
+            SagaNotFoundError: The checkpoint has no name, and no saga has its id.
+            SagaConcurrencyError: The saga isn't at the expected version. Of several callers that expect
+                the same version, at most one changes the saga.
+            InvalidSagaDataError: See the module; also a checkpoint that writes nothing, or one that
+                creates a saga and expects a version of it.
+        """
+
+    @abc.abstractmethod
+    async def get_saga(self, saga_id: UUID) -> SagaExecution:
+        """Return the saga's whole row.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The id is no UUID.
+        """
+
+    @abc.abstractmethod
+    async def find_stale_sagas(
+        self,
+        *,
+        stale_after: timedelta,
+        limit: int = 100,
+        name: str | None = None,
+        max_attempts: int = 5,
+    ) -> list[SagaExecution]:
+        """List the sagas that look interrupted; nothing is locked or claimed, so two callers may see the same.
+
+        Args:
+            stale_after: Only sagas that haven't changed for this long, by the database's clock.
+            limit: At most this many.
+            name: Only sagas of this name.
+            max_attempts: Only sagas with fewer recovery attempts than this.
+
+        Returns:
+            Sagas that are PENDING, RUNNING or COMPENSATING and whose lease, if any, has expired: those with
+            the fewest attempts first, and of these those that haven't changed for longest.
+
+        Raises:
+            InvalidSagaDataError: A negative duration, limit or number of attempts; an impossible name.
+        """

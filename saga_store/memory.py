@@ -1,0 +1,244 @@
+"""The storage in memory: PostgreSQL's twin for tests, with the same transactions, row locks and clock rules."""
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaNotFoundError
+from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus
+from saga_store.storage import Outcome, SagaStorage, Write
+from saga_store.validation import decode_context
+
+_UNFINISHED = (SagaStatus.PENDING, SagaStatus.RUNNING, SagaStatus.COMPENSATING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of saga_executions; the context is text, so nobody can hold a live piece of it."""
+
+    id: UUID
+    name: str
+    status: SagaStatus
+    context: str
+    version: int
+    recovery_attempts: int
+    created_at: datetime
+    updated_at: datetime
+
+    def as_execution(self) -> SagaExecution:
+        return SagaExecution(
+            id=self.id,
+            name=self.name,
+            status=self.status,
+            context=decode_context(self.context),
+            version=self.version,
+            recovery_attempts=self.recovery_attempts,
+            lease_owner=None,
+            lease_expires_at=None,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+        )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class MemoryDatabase:
+    """What several storages and sessions share: both tables, the sequence, the row locks and the clock.
+
+    Args:
+        clock: The database's clock, returning aware datetimes; a test may pass one that it can move.
+    """
+
+    def __init__(self, *, clock: Callable[[], datetime] = _now) -> None:
+        self._clock = clock
+        self._rows: dict[UUID, _Row] = {}
+        self._logs: dict[UUID, list[SagaLogEntry]] = {}
+        self._sequence = itertools.count(1)
+        self._holders: dict[UUID, MemorySession] = {}
+        self._waiters: dict[UUID, deque[asyncio.Future[None]]] = {}
+
+    def count_rows(self) -> tuple[int, int]:
+        """Return how many sagas and how many log entries are committed."""
+        return len(self._rows), sum(len(log) for log in self._logs.values())
+
+
+class MemorySession:
+    """A transaction on a MemoryDatabase, after the manner of SQLAlchemy's AsyncSession at READ COMMITTED.
+
+    What a storage bound to it writes is seen by others after ``commit()``, and is gone after ``rollback()``
+    or on leaving ``async with``. Until then the sagas written are locked: other writers wait.
+    """
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+        self._rows: dict[UUID, _Row] = {}
+        self._logs: dict[UUID, list[SagaLogEntry]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.rollback()
+
+    async def commit(self) -> None:
+        """Make everything written since the last commit or rollback visible to all, at once."""
+        self._database._rows.update(self._rows)
+        for saga_id, entries in self._logs.items():
+            self._database._logs.setdefault(saga_id, []).extend(entries)
+        await self.rollback()
+
+    async def rollback(self) -> None:
+        """Drop everything written since the last commit or rollback."""
+        self._rows.clear()
+        self._logs.clear()
+        database = self._database
+        for saga_id in [held for held, holder in database._holders.items() if holder is self]:
+            del database._holders[saga_id]
+            for waiter in database._waiters.pop(saga_id, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _row(self, saga_id: UUID) -> _Row | None:
+        return self._rows.get(saga_id) or self._database._rows.get(saga_id)
+
+    def _history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        return self._database._logs.get(saga_id, []) + self._logs.get(saga_id, [])
+
+    async def _lock(self, saga_id: UUID) -> None:
+        database = self._database
+        while database._holders.setdefault(saga_id, self) is not self:
+            waiter = asyncio.get_running_loop().create_future()
+            database._waiters.setdefault(saga_id, deque()).append(waiter)
+            await waiter
+
+    async def _apply(self, write: Write) -> Outcome:
+        # As in PostgreSQL, a row that can't be seen isn't waited for, and one that exists isn't inserted.
+        row = self._row(write.saga_id)
+        if write.creates:
+            if row is None:
+                await self._lock(write.saga_id)
+                row = self._row(write.saga_id)
+            return self._insert(write) if row is None else SagaAlreadyExistsError(write.saga_id)
+        if row is None:
+            return SagaNotFoundError(write.saga_id)
+        await self._lock(write.saga_id)
+        row = self._row(write.saga_id) or row
+        if write.expected_version not in (None, row.version):
+            return SagaConcurrencyError(write.saga_id, write.expected_version, row.version)
+        return self._update(row, write)
+
+    def _insert(self, write: Write) -> int:
+        assert write.name is not None  # noqa: S101 - tells mypy what `creates` means
+        now = self._database._clock()
+        row = _Row(
+            id=write.saga_id,
+            name=write.name,
+            status=write.status or SagaStatus.PENDING,
+            context=write.context or "{}",
+            version=1,
+            recovery_attempts=write.recovery_attempts or 0,
+            created_at=now,
+            updated_at=now,
+        )
+        return self._store(row, write)
+
+    def _update(self, row: _Row, write: Write) -> int:
+        if write.changes_row:
+            row = replace(
+                row,
+                status=write.status or row.status,
+                context=write.context or row.context,
+                version=row.version + 1,
+                recovery_attempts=row.recovery_attempts if write.recovery_attempts is None else write.recovery_attempts,
+                updated_at=self._database._clock(),
+            )
+        return self._store(row, write)
+
+    def _store(self, row: _Row, write: Write) -> int:
+        database = self._database
+        self._rows[row.id] = row
+        self._logs.setdefault(row.id, []).extend(
+            SagaLogEntry(
+                id=next(database._sequence),
+                saga_id=row.id,
+                step_name=step.step_name,
+                action=step.action,
+                status=step.status,
+                details=step.details,
+                created_at=database._clock(),
+            )
+            for step in write.steps
+        )
+        return row.version
+
+
+class MemorySagaStorage(SagaStorage):
+    """Saga storage in memory, with the contract of ``SqlAlchemySagaStorage``; nothing survives the process.
+
+    Args:
+        bind: A ``MemoryDatabase`` (default: one of its own): every call is committed when it returns. A
+            ``MemorySession``: the storage joins that transaction, and the caller commits.
+    """
+
+    def __init__(self, bind: MemoryDatabase | MemorySession | None = None) -> None:
+        self._bind = MemoryDatabase() if bind is None else bind
+
+    @property
+    def session(self) -> MemorySession:
+        """The session that the storage is bound to; AttributeError if it is bound to a database."""
+        if isinstance(self._bind, MemorySession):
+            return self._bind
+        raise AttributeError("this storage is bound to no session: it commits every call itself")
+
+    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        return [await self._apply_one(write) for write in writes]
+
+    async def _apply_one(self, write: Write) -> Outcome:
+        if isinstance(self._bind, MemorySession):
+            return await self._bind._apply(write)
+        async with MemorySession(self._bind) as session:
+            outcome = await session._apply(write)
+            await session.commit()
+            return outcome
+
+    async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
+        row = self._view()._row(saga_id)
+        if row is None:
+            raise SagaNotFoundError(saga_id)
+        return row.as_execution()
+
+    async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        view = self._view()
+        if view._row(saga_id) is None:
+            raise SagaNotFoundError(saga_id)
+        return view._history(saga_id)
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        view = self._view()
+        rows = (view._database._rows | view._rows).values()
+        latest = view._database._clock() - stale_after
+        stale = [
+            row
+            for row in rows
+            if row.status in _UNFINISHED
+            and row.updated_at <= latest
+            and row.recovery_attempts < max_attempts
+            and name in (None, row.name)
+        ]
+        stale.sort(key=lambda row: (row.recovery_attempts, row.updated_at, row.id))
+        return [row.as_execution() for row in stale[:limit]]
+
+    def _view(self) -> MemorySession:
+        return self._bind if isinstance(self._bind, MemorySession) else MemorySession(self._bind)

@@ -1,0 +1,184 @@
+"""What may be stored: the one place where input is refused, before any storage sees it."""
+
+import json
+import math
+import reprlib
+from collections.abc import Iterable
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, TypeVar, cast, get_args
+from uuid import UUID
+
+from saga_store.errors import InvalidSagaDataError
+from saga_store.model import Context, LogStep, SagaStatus, SagaStepStatus, StepAction
+
+MAX_NAME_LENGTH = 255
+MAX_CONTEXT_DEPTH = 500
+MAX_INT4 = 2**31 - 1
+_MAX_INT8 = 2**63 - 1
+_FIRST_UNREADABLE_INT = 10**4300  # Python's own limit for reading an integer back from text
+
+_Status = TypeVar("_Status", bound=StrEnum)
+
+
+def valid_id(saga_id: object) -> UUID:
+    if not isinstance(saga_id, UUID):
+        raise InvalidSagaDataError("saga_id", f"must be a uuid.UUID, not {_show(saga_id)}; convert it with uuid.UUID()")
+    return saga_id
+
+
+def valid_name(field: str, name: object) -> str:
+    text = valid_text(field, name)
+    if not text:
+        raise InvalidSagaDataError(field, f"must not be empty; give it 1 to {MAX_NAME_LENGTH} characters")
+    if len(text) > MAX_NAME_LENGTH:
+        raise InvalidSagaDataError(
+            field, f"must have at most {MAX_NAME_LENGTH} characters, not {len(text)}: {_show(text)}"
+        )
+    return text
+
+
+def valid_text(field: str, text: object) -> str:
+    if not isinstance(text, str):
+        raise InvalidSagaDataError(field, f"must be a str, not {_show(text)}")
+    if "\0" in text:
+        raise InvalidSagaDataError(
+            field, f"must not contain NUL (at index {text.index(chr(0))}), which PostgreSQL can't store; remove it"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidSagaDataError(
+            field, f"must not contain a lone surrogate (at index {exc.start}), which UTF-8 can't hold; replace it"
+        ) from exc
+    # A plain str: drivers write a str enum by its name.
+    return str.__str__(text)
+
+
+def valid_status(status: object) -> SagaStatus:
+    return _member(SagaStatus, status)
+
+
+def valid_step(step: object) -> LogStep:
+    if not isinstance(step, LogStep):
+        raise InvalidSagaDataError("steps", f"must hold LogStep objects, not {_show(step)}")
+    return LogStep(
+        valid_name("step_name", step.step_name),
+        _valid_action(step.action),
+        _member(SagaStepStatus, step.status),
+        None if step.details is None else valid_text("details", step.details),
+    )
+
+
+def valid_version(expected_version: object) -> int | None:
+    if expected_version is None:
+        return None
+    return _valid_int("expected_version", expected_version, -_MAX_INT8, _MAX_INT8)
+
+
+def valid_count(field: str, count: object) -> int:
+    return _valid_int(field, count, 0, MAX_INT4)
+
+
+def valid_duration(field: str, duration: object) -> timedelta:
+    if not isinstance(duration, timedelta) or duration < timedelta():
+        raise InvalidSagaDataError(field, f"must be a datetime.timedelta that isn't negative, not {_show(duration)}")
+    return duration
+
+
+def encode_context(context: object) -> str:
+    """Return the context as JSON text in ASCII, which every storage keeps to the letter."""
+    _check_context(context)
+    try:
+        return json.dumps(context, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidSagaDataError("context", f"can't be written as JSON: {exc}") from exc
+
+
+def decode_context(text: str) -> Context:
+    context: Context = json.loads(text)
+    return context
+
+
+# A container still to be checked: itself, its key in its parent, its parent.
+_Node = tuple[Any, object, "_Node | None"]
+
+
+def _check_context(context: object) -> None:
+    """Refuse what wouldn't come back equal, naming the path to it."""
+    if not isinstance(context, dict):
+        raise InvalidSagaDataError("context", f"must be a dict, not {_show(context)}")
+    pending: list[tuple[_Node, int]] = [((context, None, None), 1)]
+    while pending:
+        node, depth = pending.pop()
+        if depth > MAX_CONTEXT_DEPTH:
+            raise InvalidSagaDataError(
+                _path(node), f"is nested more than {MAX_CONTEXT_DEPTH} levels deep, or contains itself; flatten it"
+            )
+        for key, value in _children(node):
+            if isinstance(value, dict | list):
+                pending.append(((value, key, node), depth + 1))
+            elif problem := _scalar_problem(value):
+                raise InvalidSagaDataError(_path((value, key, node)), problem)
+
+
+def _children(node: _Node) -> Iterable[tuple[object, object]]:
+    container = node[0]
+    if not isinstance(container, dict):
+        return enumerate(container)
+    for key in container:
+        if not isinstance(key, str):
+            raise InvalidSagaDataError(_path(node), f"has the key {_show(key)}; JSON's keys are strings")
+    return container.items()
+
+
+def _scalar_problem(value: object) -> str | None:
+    if value is None or isinstance(value, str | bool):
+        return None
+    if isinstance(value, int):
+        if -_FIRST_UNREADABLE_INT < value < _FIRST_UNREADABLE_INT:
+            return None
+        return "has more than 4300 digits, which Python doesn't read back; store it as a string in hexadecimal"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"is {value}, which JSON can't hold; use None or a string"
+    if isinstance(value, tuple):
+        return f"is the tuple {_show(value)}, which would come back as a list; use a list"
+    return f"is {_show(value)}, which JSON can't hold; convert it to str, int, float, bool, None, list or dict"
+
+
+def _path(node: _Node) -> str:
+    keys = []
+    at: _Node | None = node
+    while at is not None and at[2] is not None:
+        keys.append(f"[{_show_key(at[1])}]")
+        at = at[2]
+    return "context" + "".join(reversed(keys))
+
+
+def _show_key(key: object) -> str:
+    return reprlib.repr(str.__str__(key) if isinstance(key, str) else key)
+
+
+def _show(value: object) -> str:
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
+
+
+def _member(kind: type[_Status], value: object) -> _Status:
+    for member in kind:
+        if isinstance(value, str) and value == member:
+            return member
+    raise InvalidSagaDataError("status", f"must be one of {', '.join(kind)}, not {_show(value)}")
+
+
+def _valid_action(action: object) -> StepAction:
+    if isinstance(action, str) and action in get_args(StepAction):
+        return cast("StepAction", str.__str__(action))
+    raise InvalidSagaDataError("action", f"must be 'act' or 'compensate', not {_show(action)}")
+
+
+def _valid_int(field: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidSagaDataError(field, f"must be an int, not {_show(value)}")
+    if not least <= value <= most:
+        raise InvalidSagaDataError(field, f"must be between {least} and {most}, not {value}")
+    return int(value)
