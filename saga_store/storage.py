@@ -56,6 +56,8 @@ class Write:
         return self.status is not None or self.context is not None or self.recovery_attempts is not None
 
 
+_A_CENTURY = timedelta(days=36525)
+
 Outcome: TypeAlias = int | SagaStoreError
 """What came of a write: the saga's version afterwards, or the error to raise."""
 
@@ -138,7 +140,8 @@ class SagaStorage(ICheckpointStorage):
         max_attempts: int = 5,
     ) -> list[SagaExecution]:
         return await self._fetch_stale(
-            valid_duration("stale_after", stale_after),
+            # No saga is older, and no clock underflows.
+            min(valid_duration("stale_after", stale_after), _A_CENTURY),
             valid_count("limit", limit),
             None if name is None else valid_name("name", name),
             valid_count("max_attempts", max_attempts),

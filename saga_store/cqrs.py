@@ -1,0 +1,196 @@
+"""Any storage of this package as the saga storage of python-cqrs 5: its types and exceptions in and out."""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+try:
+    from cqrs.dispatcher.exceptions import SagaConcurrencyError as CqrsConcurrencyError
+    from cqrs.saga.storage.enums import SagaStatus as CqrsStatus
+    from cqrs.saga.storage.enums import SagaStepStatus as CqrsStepStatus
+    from cqrs.saga.storage.models import SagaLogEntry as CqrsLogEntry
+    from cqrs.saga.storage.protocol import ISagaStorage as CqrsStorage
+    from cqrs.saga.storage.protocol import SagaStorageRun
+except ImportError as exc:
+    raise ImportError("saga_store.cqrs needs python-cqrs 5: pip install saga-store[cqrs]") from exc
+
+from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaNotFoundError
+from saga_store.interface import ICheckpointStorage
+from saga_store.model import Checkpoint, SagaStatus, SagaStepStatus, StepAction
+
+
+class CqrsSagaStorage(CqrsStorage):
+    """A python-cqrs ``ISagaStorage`` that keeps its sagas in a storage of this package.
+
+    Give it to ``SagaMediator``, ``Saga.transaction``, ``bootstrap`` and ``recover_saga``. It has no state
+    of its own: one may serve the whole application, as far as the storage below it may.
+
+    - A missing saga is a ``ValueError`` in every method, as is creating one that exists; a version conflict
+      is python-cqrs's ``SagaConcurrencyError``. The storage's own error is the ``__cause__``.
+    - Every other error is the storage's own, unchanged: ``InvalidSagaDataError`` (a ``ValueError`` too),
+      ``StorageUnavailableError``, ``UnknownOutcomeError``, ``SchemaError``.
+    - Contexts are stored as the JSON that the fields of a ``SagaContext`` are read back from: tuples become
+      lists, and keys that are numbers or booleans become strings.
+
+    Args:
+        storage: Where the sagas are; its bind decides when a call is committed.
+    """
+
+    def __init__(self, storage: ICheckpointStorage) -> None:
+        self._storage = storage
+
+    async def create_saga(self, saga_id: UUID, name: str, context: dict[str, Any]) -> None:
+        with _engine_errors():
+            await self._storage.create_saga(saga_id, name, _json_form(context))
+
+    async def update_context(self, saga_id: UUID, context: dict[str, Any], current_version: int | None = None) -> None:
+        with _engine_errors():
+            await self._storage.update_context(saga_id, _json_form(context), expected_version=current_version)
+
+    async def update_status(self, saga_id: UUID, status: CqrsStatus) -> None:
+        with _engine_errors():
+            await self._storage.update_status(saga_id, _our_status(status))
+
+    async def log_step(
+        self,
+        saga_id: UUID,
+        step_name: str,
+        action: StepAction,
+        status: CqrsStepStatus,
+        details: str | None = None,
+    ) -> None:
+        """Append an entry; what PostgreSQL can't hold in ``details`` is stored as a backslash escape.
+
+        The engine logs ``str(exception)`` before it compensates: if that were refused, nothing would be undone.
+        """
+        with _engine_errors():
+            await self._storage.log_step(
+                saga_id,
+                step_name,
+                action,
+                SagaStepStatus[CqrsStepStatus(status).name],
+                _storable(details) if isinstance(details, str) else details,
+            )
+
+    async def load_saga_state(
+        self,
+        saga_id: UUID,
+        *,
+        read_for_update: bool = False,  # noqa: ARG002 - the engine passes it; see below
+    ) -> tuple[CqrsStatus, dict[str, Any], int]:
+        """Return status, context and version.
+
+        ``read_for_update`` locks nothing: each call is a transaction of its own, so the lock would be gone
+        when this returns. The version is what guards against somebody who writes in between.
+        """
+        with _engine_errors():
+            saga = await self._storage.get_saga(saga_id)
+        return CqrsStatus[saga.status.name], saga.context, saga.version
+
+    async def get_step_history(self, saga_id: UUID) -> list[CqrsLogEntry]:
+        with _engine_errors():
+            history = await self._storage.get_step_history(saga_id)
+        return [
+            CqrsLogEntry(
+                saga_id=entry.saga_id,
+                step_name=entry.step_name,
+                action=entry.action,
+                status=CqrsStepStatus[entry.status.name],
+                timestamp=entry.created_at,
+                details=entry.details,
+            )
+            for entry in history
+        ]
+
+    async def get_sagas_for_recovery(
+        self,
+        limit: int,
+        max_recovery_attempts: int = 5,
+        stale_after_seconds: int | None = None,
+        saga_name: str | None = None,
+    ) -> list[UUID]:
+        """Return sagas to recover, those that haven't changed for longest first.
+
+        PENDING sagas are listed too: a process that died between creating a saga and starting it would leave
+        it behind for ever. Sagas under a lease are not. If there are more than ``limit``, those with the
+        fewest attempts are chosen, so that one that fails again and again doesn't keep the others waiting.
+        """
+        with _engine_errors():
+            sagas = await self._storage.find_stale_sagas(
+                stale_after=timedelta(seconds=stale_after_seconds or 0),
+                limit=limit,
+                name=saga_name,
+                max_attempts=max_recovery_attempts,
+            )
+        return [saga.id for saga in sorted(sagas, key=lambda saga: saga.updated_at)]
+
+    async def increment_recovery_attempts(self, saga_id: UUID, new_status: CqrsStatus | None = None) -> None:
+        status = None if new_status is None else _our_status(new_status)
+        with _engine_errors():
+            while True:
+                saga = await self._storage.get_saga(saga_id)
+                attempt = Checkpoint(
+                    saga_id, status=status, recovery_attempts=saga.recovery_attempts + 1, expected_version=saga.version
+                )
+                # A refusal means that somebody else's write went through, so this comes to an end.
+                with suppress(SagaConcurrencyError):
+                    await self._storage.save(attempt)
+                    return
+
+    async def set_recovery_attempts(self, saga_id: UUID, attempts: int) -> None:
+        with _engine_errors():
+            await self._storage.save(Checkpoint(saga_id, recovery_attempts=attempts))
+
+    def create_run(self) -> AbstractAsyncContextManager[SagaStorageRun]:
+        """Tell the engine that there are no scoped runs: it then calls the storage itself, which commits each call."""
+        raise NotImplementedError("CqrsSagaStorage has no scoped runs; call its methods, which commit by themselves")
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Raise what the engine branches on, with our own error as its cause."""
+    try:
+        yield
+    except (SagaNotFoundError, SagaAlreadyExistsError) as exc:
+        raise ValueError(str(exc)) from exc
+    except SagaConcurrencyError as exc:
+        raise CqrsConcurrencyError(str(exc)) from exc
+
+
+def _our_status(status: CqrsStatus) -> SagaStatus:
+    return SagaStatus[CqrsStatus(status).name]
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _json_form(context: dict[str, Any]) -> dict[str, Any]:
+    """Do what JSON would do to tuples and scalar keys, which the storages refuse because it isn't reversible.
+
+    Here it is: a ``SagaContext`` is rebuilt from its fields' types. What JSON can't hold stays as it is, and
+    the storage refuses it by its path.
+    """
+    try:
+        form: dict[str, Any] = _json_value(context)
+    except RecursionError:
+        # Too deep, or inside itself: the storage says where.
+        return context
+    return form
+
+
+def _json_value(value: Any) -> Any:  # noqa: ANN401 - a context holds anything
+    if isinstance(value, dict):
+        # All keys or none, so that no two keys can become one.
+        spell = json.dumps if all(type(key) in {int, float, bool} for key in value) else _unchanged
+        return dict(zip(map(spell, value), map(_json_value, value.values()), strict=True))
+    if isinstance(value, list | tuple):
+        return list(map(_json_value, value))
+    return value
+
+
+def _unchanged(key: object) -> object:
+    return key

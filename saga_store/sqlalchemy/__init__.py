@@ -1,0 +1,6 @@
+"""The storage in PostgreSQL, over SQLAlchemy with asyncpg or psycopg."""
+
+from saga_store.sqlalchemy.repository import SqlAlchemySagaStorage
+from saga_store.sqlalchemy.tables import Base, SagaExecutionModel, SagaLogModel
+
+__all__ = ["Base", "SagaExecutionModel", "SagaLogModel", "SqlAlchemySagaStorage"]

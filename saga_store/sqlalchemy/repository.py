@@ -1,0 +1,205 @@
+"""Runs the statements, and translates what the database says into the errors of the contract."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import Row, TextClause
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from saga_store.errors import (
+    InvalidSagaDataError,
+    SagaAlreadyExistsError,
+    SagaConcurrencyError,
+    SagaNotFoundError,
+    SagaStoreError,
+    SchemaError,
+    StorageUnavailableError,
+    UnknownOutcomeError,
+)
+from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
+from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
+from saga_store.sqlalchemy.statements import HISTORY, REVISION, SAGA, SAVE, STALE
+from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
+from saga_store.storage import Outcome, SagaStorage, Write
+from saga_store.validation import decode_context
+
+# PostgreSQL's codes: a table, column or schema isn't there.
+_SCHEMA_CODES = {"42P01", "42703", "3F000"}
+# The server ended the connection; whether it had committed by then can't be told.
+_DISCONNECT_CODES = {"57P01", "57P02", "57P03"}
+_CONNECTION_CLASS = "08"
+_DATA_CLASS = "22"
+_REVISION_TIMEOUT_SECONDS = 5
+
+
+class SqlAlchemySagaStorage(SagaStorage):
+    """Saga storage in PostgreSQL.
+
+    Args:
+        bind: Decides the unit of work. An ``AsyncEngine`` or ``async_sessionmaker``: every call is one
+            statement, committed when it returns; one instance serves the whole application, from many
+            tasks at once. An ``AsyncSession`` or ``AsyncConnection``: the storage joins that transaction,
+            so that saga state and business rows commit together; the caller commits. The dialect is
+            ``postgresql+asyncpg`` or ``postgresql+psycopg``.
+
+    Raises:
+        TypeError: The bind is none of these.
+
+    A refused write (exists, missing, stale version, bad input) leaves a joined transaction usable. Any
+    other error of the database aborts it, and the caller has to roll back.
+    """
+
+    def __init__(self, bind: BindTarget) -> None:
+        self._bind = make_bind(bind)
+
+    @property
+    def session(self) -> AsyncSession:
+        """The session that the storage is bound to; AttributeError if it is bound to something else."""
+        if isinstance(self._bind, JoinedBind) and isinstance(self._bind.joined, AsyncSession):
+            return self._bind.joined
+        raise AttributeError("this storage isn't bound to an AsyncSession")
+
+    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        rows = await self._execute(SAVE, _save_parameters(writes), writes=writes)
+        found = {row.saga_id: row for row in rows}
+        return [_outcome(write, found[write.saga_id]) for write in writes]
+
+    async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
+        rows = await self._execute(SAGA, {"saga_id": saga_id})
+        if not rows:
+            raise SagaNotFoundError(saga_id)
+        return _execution(rows[0])
+
+    async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        rows = await self._execute(HISTORY, {"saga_id": saga_id})
+        if not rows:
+            raise SagaNotFoundError(saga_id)
+        return [_log_entry(saga_id, row) for row in rows if row.id is not None]
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        parameters = {"stale_after": stale_after, "limit": limit, "name": name, "max_attempts": max_attempts}
+        return [_execution(row) for row in await self._execute(STALE, parameters)]
+
+    async def _execute(
+        self, statement: TextClause, parameters: Mapping[str, object], *, writes: Sequence[Write] = ()
+    ) -> Sequence[Row[Any]]:
+        lent = None
+        try:
+            async with self._bind.connection() as lent:
+                return (await lent.connection.execute(statement, parameters)).all()
+        except Exception as exc:
+            if lent is None:
+                # Drivers fail to connect in ways of their own; in none of them has anything been sent.
+                raise StorageUnavailableError(f"couldn't get a connection: {_reason(exc)}", _sqlstate(exc)) from exc
+            if not isinstance(exc, SQLAlchemyError | OSError):
+                raise
+            raise await self._translated(exc, lent.connection.engine, writes if lent.commits else ()) from exc
+
+    async def _translated(self, exc: Exception, engine: AsyncEngine, writes: Sequence[Write]) -> SagaStoreError:
+        sqlstate = _sqlstate(exc)
+        if _is_lost(exc, sqlstate):
+            if writes:
+                return UnknownOutcomeError(writes[0].saga_id)
+            return StorageUnavailableError(f"the connection was lost: {_reason(exc)}", sqlstate)
+        if sqlstate in _SCHEMA_CODES:
+            return SchemaError(await _read_revision(engine), NEEDED_REVISION)
+        if sqlstate is not None and sqlstate.startswith(_DATA_CLASS):
+            return InvalidSagaDataError("the input", f"was refused by PostgreSQL: {_reason(exc)}")
+        return StorageUnavailableError(_reason(exc), sqlstate)
+
+
+def _is_lost(exc: Exception, sqlstate: str | None) -> bool:
+    """Whether the connection died, so that the server's verdict on the statement is unknown."""
+    if sqlstate is None or sqlstate in _DISCONNECT_CODES or sqlstate.startswith(_CONNECTION_CLASS):
+        return True
+    return isinstance(exc, DBAPIError) and exc.connection_invalidated
+
+
+def _sqlstate(exc: BaseException) -> str | None:
+    code = getattr(getattr(exc, "orig", exc), "sqlstate", None)
+    return code if isinstance(code, str) else None
+
+
+def _reason(exc: BaseException) -> str:
+    """What the database or the driver said, without SQLAlchemy's wrapping and our statement."""
+    said = getattr(exc, "orig", None) or exc
+    return str(said.__cause__ or said).strip() or type(said).__name__
+
+
+async def _read_revision(engine: AsyncEngine) -> str | None:
+    """Read the recorded revision over another connection: the failed one may be in an aborted transaction."""
+    try:
+        async with asyncio.timeout(_REVISION_TIMEOUT_SECONDS), engine.connect() as connection:
+            return cast("str | None", (await connection.execute(REVISION)).scalar_one_or_none())
+    except (SQLAlchemyError, OSError):
+        return None
+
+
+def _save_parameters(writes: Sequence[Write]) -> dict[str, object]:
+    steps = [(write.saga_id, step) for write in writes for step in write.steps]
+    return {
+        "saga_ids": [write.saga_id for write in writes],
+        "names": [write.name for write in writes],
+        "statuses": [_plain(write.status) for write in writes],
+        "contexts": [write.context for write in writes],
+        "attempts": [write.recovery_attempts for write in writes],
+        "expected": [write.expected_version for write in writes],
+        "step_saga_ids": [saga_id for saga_id, _ in steps],
+        "step_names": [step.step_name for _, step in steps],
+        "step_actions": [step.action for _, step in steps],
+        "step_statuses": [_plain(step.status) for _, step in steps],
+        "step_details": [step.details for _, step in steps],
+    }
+
+
+def _plain(status: SagaStatus | SagaStepStatus | None) -> str | None:
+    """Return a plain str: psycopg would take an enum for a type of the database's."""
+    return None if status is None else status.value
+
+
+def _outcome(write: Write, row: Row[Any]) -> Outcome:
+    if row.written is not None:
+        return cast("int", row.written)
+    if write.creates:
+        return SagaAlreadyExistsError(write.saga_id)
+    if row.found is None or write.expected_version is None:
+        return SagaNotFoundError(write.saga_id)
+    return SagaConcurrencyError(write.saga_id, write.expected_version, row.found)
+
+
+def _execution(row: Row[Any]) -> SagaExecution:
+    return SagaExecution(
+        id=UUID(int=row.id.int),  # asyncpg's own UUID class stays inside
+        name=row.name,
+        status=SagaStatus(row.status),
+        context=decode_context(row.context),
+        version=row.version,
+        recovery_attempts=row.recovery_attempts,
+        lease_owner=row.lease_owner,
+        lease_expires_at=None if row.lease_expires_at is None else _in_utc(row.lease_expires_at),
+        created_at=_in_utc(row.created_at),
+        updated_at=_in_utc(row.updated_at),
+    )
+
+
+def _log_entry(saga_id: UUID, row: Row[Any]) -> SagaLogEntry:
+    return SagaLogEntry(
+        id=row.id,
+        saga_id=saga_id,
+        step_name=row.step_name,
+        action=row.action,
+        status=SagaStepStatus(row.status),
+        details=row.details,
+        created_at=_in_utc(row.created_at),
+    )
+
+
+def _in_utc(moment: datetime) -> datetime:
+    # psycopg answers in the session's time zone, asyncpg in UTC.
+    return moment.astimezone(UTC)
