@@ -1,0 +1,96 @@
+"""A TCP proxy before PostgreSQL that counts round trips and cuts connections where a test asks."""
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Self
+
+from sqlalchemy import URL, make_url
+
+_NEGOTIATIONS = {80877103, 80877104}  # SSLRequest and GSSENCRequest, answered by a single byte
+_WAITS_FOR_ANSWER = b"QS"  # a simple query, or the Sync that ends an extended one
+
+
+class Cut(Enum):
+    """When to cut the connection of the next statement."""
+
+    BEFORE_SENDING = auto()
+    BEFORE_ANSWER = auto()
+
+
+@dataclass
+class Proxy:
+    """Listens on ``port``; ``round_trips`` counts what the clients sent and waited for."""
+
+    host: str
+    target: int
+    port: int = 0
+    round_trips: int = 0
+    cut: Cut | None = None
+    _answers_lost: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    @classmethod
+    @asynccontextmanager
+    async def before(cls, url: str) -> AsyncIterator[tuple[Self, URL]]:
+        """Stand before the server of ``url``; yields the proxy and the URL to connect to."""
+        parsed = make_url(url)
+        proxy = cls(parsed.host or "127.0.0.1", parsed.port or 5432)
+        server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0)
+        proxy.port = server.sockets[0].getsockname()[1]
+        try:
+            yield proxy, parsed.set(host="127.0.0.1", port=proxy.port)
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(self.host, self.target)
+        back = asyncio.create_task(self._answers(server_reader, writer))
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await self._requests(reader, server_writer, writer)
+        if writer in self._answers_lost:
+            # The server has to finish the statement before it sees that nobody is there.
+            await back
+        server_writer.close()
+        await asyncio.gather(back, return_exceptions=True)
+        writer.close()
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, client: asyncio.StreamWriter
+    ) -> None:
+        while True:
+            head = await reader.readexactly(8)
+            length, code = struct.unpack("!II", head)
+            server.write(head + await reader.readexactly(length - 8))
+            if code not in _NEGOTIATIONS:
+                break
+        while True:
+            kind = await reader.readexactly(1)
+            size = await reader.readexactly(4)
+            body = await reader.readexactly(struct.unpack("!I", size)[0] - 4)
+            if kind in _WAITS_FOR_ANSWER:
+                self.round_trips += 1
+                if self.cut is Cut.BEFORE_SENDING:
+                    self.cut = None
+                    client.transport.abort()
+                    return
+                if self.cut is Cut.BEFORE_ANSWER:
+                    self.cut = None
+                    self._answers_lost.add(client)
+                    server.write(kind + size + body)
+                    return
+            server.write(kind + size + body)
+            await server.drain()
+
+    async def _answers(self, server: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while answer := await server.read(65536):
+                if client in self._answers_lost:
+                    # Executed, then lost.
+                    client.transport.abort()
+                    return
+                client.write(answer)
+                await client.drain()

@@ -1,0 +1,143 @@
+"""The public face: what it loads, what it exports, how it is typed, and which way imports run."""
+
+import ast
+import copy
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+import saga_store
+from saga_store import errors
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "saga_store"
+SAGA_ID = UUID("00000000-0000-0000-0000-000000000001")
+
+ERRORS = [
+    errors.SagaNotFoundError(SAGA_ID),
+    errors.SagaAlreadyExistsError(SAGA_ID),
+    errors.SagaConcurrencyError(SAGA_ID, 1, 2),
+    errors.InvalidSagaDataError("name", "must not be empty"),
+    errors.StorageUnavailableError("the server is down", "57P03"),
+    errors.UnknownOutcomeError(SAGA_ID),
+    errors.SchemaError(None, "saga_store_0001"),
+]
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=ROOT)
+
+
+class TestImport:
+    def test_the_facade_loads_no_database_library_and_no_test_library(self) -> None:
+        """`import saga_store` is pure Python: neither SQLAlchemy nor a driver, Alembic or pytest."""
+        trace = run_python("-X", "importtime", "-c", "import saga_store").stderr
+        loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in trace.splitlines()}
+
+        assert "saga_store" in loaded
+        assert not loaded & {"sqlalchemy", "alembic", "asyncpg", "psycopg", "pytest", "hypothesis", "cqrs"}
+
+    def test_the_postgresql_storage_loads_no_driver_and_no_test_library(self) -> None:
+        """Which driver is loaded is decided by the URL of the caller's engine."""
+        trace = run_python("-X", "importtime", "-c", "import saga_store.sqlalchemy").stderr
+        loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in trace.splitlines()}
+
+        assert "sqlalchemy" in loaded
+        assert not loaded & {"alembic", "asyncpg", "psycopg", "pytest", "hypothesis", "cqrs"}
+
+    def test_all_is_sorted_and_complete(self) -> None:
+        public = {name for name in vars(saga_store) if not name.startswith("_")}
+        modules = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/*.py")}
+
+        assert saga_store.__all__ == sorted(saga_store.__all__)
+        assert public - modules == set(saga_store.__all__)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+    def test_an_error_survives_pickling_and_copying(self, error: errors.SagaStoreError) -> None:
+        """A process pool or a task queue hands errors on: type, message and facts stay."""
+        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301 - our own bytes
+            assert type(twin) is type(error)
+            assert str(twin) == str(error)
+            assert vars(twin) == vars(error)
+
+    def test_every_error_has_the_one_base(self) -> None:
+        kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+
+        assert all(issubclass(kind, errors.SagaStoreError) for kind in kinds)
+        assert issubclass(errors.InvalidSagaDataError, ValueError)
+        assert {type(error) for error in ERRORS} == set(kinds) - {errors.SagaStoreError}
+
+
+class TestTyping:
+    def test_mypy_strict_infers_every_type_of_the_public_face(self, tmp_path: Path) -> None:
+        """A program that uses the whole public face passes mypy --strict, and no result is Any."""
+        program = tmp_path / "program.py"
+        program.write_text((ROOT / "tests" / "typed_program.py").read_text())
+        arguments = ["-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path), str(program)]
+        result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
+        revealed = re.findall(r'Revealed type is "(.*)"', result.stdout)
+
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert [re.sub(r"builtins\.|datetime\.|uuid\.|saga_store\.model\.", "", found) for found in revealed] == [
+            "int",
+            "tuple[SagaStatus, dict[str, Any]]",
+            "list[SagaLogEntry]",
+            "SagaExecution",
+            "list[SagaExecution]",
+            "sqlalchemy.ext.asyncio.session.AsyncSession",
+            "Literal['act'] | Literal['compensate']",
+        ]
+
+
+# What each part may import of the package; the rest it has to do without.
+ALLOWED = {
+    "model": set(),
+    "errors": set(),
+    "validation": {"model", "errors"},
+    "interface": {"model", "errors"},
+    "storage": {"interface", "validation", "model", "errors"},
+    "memory": {"storage", "validation", "interface", "model", "errors"},
+    "sqlalchemy": {"sqlalchemy", "storage", "validation", "interface", "model", "errors"},
+    "cqrs": {"interface", "model", "errors"},
+    "__init__": {"memory", "storage", "interface", "model", "errors"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules of the package that the file imports, by the name below `saga_store`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {
+                f"{node.module}.{alias.name}" if node.module == "saga_store" else node.module for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    parts = [name.split(".") for name in found]
+    return {part[1] for part in parts if part[0] == "saga_store" and len(part) > 1}
+
+
+class TestArchitecture:
+    @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+    def test_imports_run_one_way(self, path: Path) -> None:
+        """Engines import the shared half, never each other; nothing imports the contract kit."""
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        # The kit is a user of the public face.
+        allowed = {"testing", *saga_store.__all__} if part == "testing" else ALLOWED[part]
+
+        assert imports(path) <= allowed
+
+    @pytest.mark.parametrize(
+        "path", sorted((ROOT / "migrations" / "versions").glob("*.py")), ids=lambda path: path.stem
+    )
+    def test_a_released_revision_depends_on_no_code_of_ours(self, path: Path) -> None:
+        """What a revision does must not change when the package does."""
+        assert imports(path) == set()
+        assert "saga_store." not in path.read_text()

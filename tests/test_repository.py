@@ -1,0 +1,444 @@
+"""SqlAlchemySagaStorage: what only PostgreSQL can show, mostly by failing it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy import URL, create_engine, select, text
+from sqlalchemy.dialects.postgresql import asyncpg
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+
+from saga_store import (
+    Checkpoint,
+    LogStep,
+    SagaAlreadyExistsError,
+    SagaConcurrencyError,
+    SagaNotFoundError,
+    SagaStatus,
+    SagaStepStatus,
+    SchemaError,
+    StorageUnavailableError,
+    UnknownOutcomeError,
+)
+from saga_store.sqlalchemy import SagaExecutionModel, SagaLogModel, SqlAlchemySagaStorage
+from saga_store.sqlalchemy.binds import BindTarget
+from saga_store.sqlalchemy.statements import SAVE
+from saga_store.sqlalchemy.tables import REVISION
+from tests.proxy import Cut, Proxy
+
+MakeEngine = Callable[..., AsyncEngine]
+
+STARTED = LogStep("reserve", "act", SagaStepStatus.STARTED)
+# More than the five executions after which psycopg prepares a statement.
+WARM_UP = 8
+
+
+class Database(Protocol):
+    def url(self, driver: str | None = None) -> str: ...
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def driver(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def engine(driver: str, make_engine: MakeEngine) -> AsyncEngine:
+    return make_engine(driver)
+
+
+@pytest.fixture
+def admin(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection of its own, in autocommit, to look at and to disturb the database."""
+    with psycopg.connect(database.url(), autocommit=True) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def engine_on(url: URL | str) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(url)
+    try:
+        yield engine
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # a QueuePool by default
+    finally:
+        await engine.dispose()
+
+
+class TestRoundTrips:
+    """A write is one statement in autocommit: one message there, one answer back."""
+
+    @pytest.mark.parametrize("bind", ["engine", "sessionmaker"])
+    async def test_every_call_is_one_round_trip(self, database: Database, driver: str, bind: str) -> None:
+        """Creating, updating, logging, checkpointing and reading cost one round trip each."""
+        saga_id = uuid4()
+        async with Proxy.before(database.url(driver)) as (proxy, url), engine_on(url) as engine:
+            storage = SqlAlchemySagaStorage(engine if bind == "engine" else async_sessionmaker(engine))
+            for _ in range(WARM_UP):
+                await storage.create_saga(uuid4(), "order", {})
+                with pytest.raises(SagaNotFoundError):
+                    await storage.get_saga(saga_id)
+                with pytest.raises(SagaNotFoundError):
+                    await storage.get_step_history(saga_id)
+
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: storage.create_saga(saga_id, "order", {"n": 1}),
+                lambda: storage.update_context(saga_id, {"n": 2}),
+                lambda: storage.update_status(saga_id, SagaStatus.RUNNING, expected_version=2),
+                lambda: storage.log_step(saga_id, "reserve", "act", SagaStepStatus.STARTED),
+                lambda: storage.save(Checkpoint(saga_id, context={"n": 3}, steps=[STARTED, STARTED])),
+                lambda: storage.load_saga_state(saga_id),
+                lambda: storage.get_saga(saga_id),
+                lambda: storage.get_step_history(saga_id),
+            ]
+            counts = []
+            for call in calls:
+                before = proxy.round_trips
+                await call()
+                counts.append(proxy.round_trips - before)
+
+        assert counts == [1] * len(calls)
+
+    async def test_a_checkpoint_is_one_transaction(self, engine: AsyncEngine, admin: psycopg.Connection) -> None:
+        """Changing the row and logging two steps take one transaction id."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+
+        await storage.save(Checkpoint(saga_id, status=SagaStatus.RUNNING, context={"n": 1}, steps=[STARTED, STARTED]))
+
+        writers = admin.execute("SELECT xmin FROM saga_executions UNION SELECT xmin FROM saga_logs").fetchall()
+        assert len(writers) == 1
+
+
+class TestPlan:
+    def test_a_saga_is_found_by_index_even_if_the_plan_was_made_on_an_empty_table(self, database: Database) -> None:
+        """The generic plan of the write probes the primary key, and scans no table."""
+        numbered = SAVE.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call] # SQLAlchemy leaves it so
+        arguments = ", ".join(["'{}'"] * len(numbered.params))
+        with psycopg.connect(database.url()) as connection:
+            connection.execute("SET plan_cache_mode = force_generic_plan")
+            connection.execute(f"PREPARE save AS {numbered}".encode())
+            rows = connection.execute(f"EXPLAIN EXECUTE save ({arguments})".encode()).fetchall()
+        plan = "\n".join(line for (line,) in rows)
+
+        assert "pk_saga_executions" in plan
+        assert "Seq Scan" not in plan
+
+
+class TestBinds:
+    @pytest.mark.parametrize("wrong", [None, "postgresql://", create_engine("postgresql+psycopg://localhost")])
+    def test_a_bind_of_another_kind_is_refused(self, wrong: BindTarget) -> None:
+        """The error names what was given and what to make instead."""
+        with pytest.raises(TypeError, match=rf"AsyncEngine.*not {type(wrong).__name__}; .*create_async_engine"):
+            SqlAlchemySagaStorage(wrong)
+
+    async def test_a_session_bind_gives_the_session_back(self, engine: AsyncEngine) -> None:
+        """`storage.session` is the session, and only a session bind has one."""
+        async with AsyncSession(engine) as session:
+            assert SqlAlchemySagaStorage(session).session is session
+        assert not hasattr(SqlAlchemySagaStorage(engine), "session")
+
+    async def test_a_session_commits_saga_and_business_rows_together(self, engine: AsyncEngine) -> None:
+        """Both are there after the commit, and neither after a rollback."""
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE orders (id uuid PRIMARY KEY)"))
+        kept, dropped = uuid4(), uuid4()
+        async with AsyncSession(engine) as session:
+            storage = SqlAlchemySagaStorage(session)
+            for saga_id, end in ((kept, session.commit), (dropped, session.rollback)):
+                await session.execute(text("INSERT INTO orders VALUES (:id)"), {"id": saga_id})
+                await storage.create_saga(saga_id, "order", {})
+                await end()
+
+        async with AsyncSession(engine) as session:
+            assert (await session.scalars(text("SELECT id FROM orders"))).all() == [kept]
+            assert (await session.scalars(select(SagaExecutionModel.id))).all() == [kept]
+
+    async def test_a_maker_bound_to_a_connection_joins_its_transaction(self, engine: AsyncEngine) -> None:
+        """The usual way to roll a test back works: nothing stays when the connection rolls back."""
+        saga_id = uuid4()
+        async with engine.connect() as connection:
+            await connection.begin()
+            maker = async_sessionmaker(connection, join_transaction_mode="create_savepoint")
+            storage = SqlAlchemySagaStorage(maker)
+            await storage.create_saga(saga_id, "order", {})
+            assert (await storage.get_saga(saga_id)).version == 1
+            await connection.rollback()
+
+        with pytest.raises(SagaNotFoundError):
+            await SqlAlchemySagaStorage(engine).get_saga(saga_id)
+
+    async def test_calls_on_one_session_take_turns(self, engine: AsyncEngine) -> None:
+        """Tasks that share a session bind don't trip over its one connection."""
+        saga_id = uuid4()
+        async with AsyncSession(engine) as session:
+            storage = SqlAlchemySagaStorage(session)
+            await storage.create_saga(saga_id, "order", {})
+            await asyncio.gather(*(storage.update_context(saga_id, {"n": n}) for n in range(10)))
+            assert (await storage.get_saga(saga_id)).version == 11
+
+    async def test_an_engine_with_serializers_of_its_own_changes_nothing(
+        self, driver: str, make_engine: MakeEngine
+    ) -> None:
+        """Contexts don't pass through the engine's JSON functions, which may be lossy."""
+
+        def lossy(_: object) -> str:
+            return "{}"
+
+        engine = make_engine(driver, json_serializer=lossy, json_deserializer=lossy)
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {"price": 1e16, "big": 10**30})
+
+        assert (await storage.get_saga(saga_id)).context == {"price": 1e16, "big": 10**30}
+
+
+class TestRefusalInsideATransaction:
+    @pytest.mark.parametrize("kind", ["session", "connection"])
+    async def test_the_transaction_stays_usable(self, engine: AsyncEngine, kind: str) -> None:
+        """Every refusal leaves the caller's transaction as it was, and what follows commits."""
+        saga_id = uuid4()
+        joined: AsyncSession | AsyncConnection
+        async with AsyncSession(engine) if kind == "session" else engine.connect() as joined:
+            storage = SqlAlchemySagaStorage(joined)
+            await storage.create_saga(saga_id, "order", {})
+            with pytest.raises(SagaAlreadyExistsError):
+                await storage.create_saga(saga_id, "order", {})
+            with pytest.raises(SagaNotFoundError):
+                await storage.update_status(uuid4(), SagaStatus.RUNNING)
+            with pytest.raises(SagaConcurrencyError):
+                await storage.save(Checkpoint(saga_id, context={}, steps=[STARTED], expected_version=7))
+            await storage.save(Checkpoint(saga_id, status=SagaStatus.RUNNING, steps=[STARTED], expected_version=1))
+            await joined.commit()
+
+        after = SqlAlchemySagaStorage(engine)
+        assert (await after.get_saga(saga_id)).version == 2
+        assert len(await after.get_step_history(saga_id)) == 1
+
+
+class TestModels:
+    async def test_mapped_classes_read_what_the_storage_wrote(self, engine: AsyncEngine) -> None:
+        """Ad-hoc queries go through SagaExecutionModel and SagaLogModel, with our enums as values."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.save(
+            Checkpoint(saga_id, name="order", status=SagaStatus.RUNNING, context={"n": 1}, steps=[STARTED])
+        )
+        async with AsyncSession(engine) as session:
+            query = (
+                select(SagaExecutionModel, SagaLogModel)
+                .join(SagaLogModel, SagaLogModel.saga_id == SagaExecutionModel.id)
+                .where(SagaExecutionModel.status == SagaStatus.RUNNING.value)
+            )
+            saga, entry = (await session.execute(query)).one()
+
+        assert (saga.id, saga.name, saga.context, saga.version) == (saga_id, "order", {"n": 1}, 1)
+        assert (entry.step_name, entry.status, entry.details) == ("reserve", SagaStepStatus.STARTED, None)
+
+
+class TestUnavailable:
+    """Nothing was written, and the error says so."""
+
+    async def test_a_server_that_is_down(self, driver: str) -> None:
+        async with engine_on(f"postgresql+{driver}://nobody@127.0.0.1:1/none") as engine:
+            storage = SqlAlchemySagaStorage(engine)
+            with pytest.raises(StorageUnavailableError, match="nothing was written: couldn't get a connection") as info:
+                await storage.create_saga(uuid4(), "order", {})
+        assert isinstance(info.value.__cause__, SQLAlchemyError | OSError)
+
+    async def test_a_database_that_is_not_there(self, database: Database, driver: str) -> None:
+        url = database.url(driver).rpartition("/")[0] + "/missing"
+        async with engine_on(url) as engine:
+            with pytest.raises(StorageUnavailableError, match='database "missing" does not exist'):
+                await SqlAlchemySagaStorage(engine).create_saga(uuid4(), "order", {})
+
+    async def test_a_pool_that_is_exhausted(self, driver: str, make_engine: MakeEngine) -> None:
+        engine = make_engine(driver, pool_size=1, max_overflow=0, pool_timeout=0.01)
+        saga_id = uuid4()
+        async with engine.connect():
+            with pytest.raises(StorageUnavailableError, match="QueuePool limit"):
+                await SqlAlchemySagaStorage(engine).create_saga(saga_id, "order", {})
+        with pytest.raises(SagaNotFoundError):
+            await SqlAlchemySagaStorage(engine).get_saga(saga_id)
+
+    async def test_a_statement_that_times_out_on_a_lock(self, engine: AsyncEngine, admin: psycopg.Connection) -> None:
+        """The statement was cancelled by the server, so nothing of it is there."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        admin.execute("ALTER DATABASE " + admin.info.dbname + " SET lock_timeout = '10ms'")
+        await engine.dispose()
+        async with AsyncSession(engine) as holder:
+            await SqlAlchemySagaStorage(holder).update_context(saga_id, {"n": 1})
+            with pytest.raises(StorageUnavailableError, match="lock timeout") as info:
+                await storage.save(Checkpoint(saga_id, context={"n": 2}, steps=[STARTED]))
+        assert info.value.sqlstate == "55P03"
+        assert (await storage.get_saga(saga_id)).version == 1
+        assert await storage.get_step_history(saga_id) == []
+
+    async def test_a_read_only_standby(self, engine: AsyncEngine, admin: psycopg.Connection) -> None:
+        admin.execute("ALTER DATABASE " + admin.info.dbname + " SET default_transaction_read_only = on")
+        with pytest.raises(StorageUnavailableError, match="read-only transaction") as info:
+            await SqlAlchemySagaStorage(engine).create_saga(uuid4(), "order", {})
+        assert info.value.sqlstate == "25006"
+
+    async def test_an_aborted_transaction(self, engine: AsyncEngine) -> None:
+        """An error of the caller's own has aborted the transaction: ours says what PostgreSQL says."""
+        async with AsyncSession(engine) as session:
+            with pytest.raises(SQLAlchemyError):
+                await session.execute(text("SELECT 1 / 0"))
+            with pytest.raises(StorageUnavailableError, match="current transaction is aborted"):
+                await SqlAlchemySagaStorage(session).create_saga(uuid4(), "order", {})
+
+    async def test_a_role_without_rights(self, engine: AsyncEngine, admin: psycopg.Connection) -> None:
+        admin.execute("CREATE ROLE saga_store_stranger")
+        try:
+            async with engine.connect() as connection:
+                await connection.execute(text("SET ROLE saga_store_stranger"))
+                with pytest.raises(StorageUnavailableError, match="permission denied for table saga_executions"):
+                    await SqlAlchemySagaStorage(connection).create_saga(uuid4(), "order", {})
+        finally:
+            admin.execute("DROP ROLE saga_store_stranger")
+
+
+class TestLostConnection:
+    @pytest.mark.parametrize("bind", ["engine", "sessionmaker"])
+    @pytest.mark.parametrize(("cut", "written"), [(Cut.BEFORE_SENDING, False), (Cut.BEFORE_ANSWER, True)])
+    async def test_a_write_whose_answer_is_lost_has_an_unknown_outcome(  # noqa: PLR0913 - its parameters are its cases
+        self, database: Database, engine: AsyncEngine, driver: str, bind: str, cut: Cut, *, written: bool
+    ) -> None:
+        """The caller learns that it can't know; the truth is one or the other, never half."""
+        saga_id = uuid4()
+        async with Proxy.before(database.url(driver)) as (proxy, url), engine_on(url) as cut_off:
+            storage = SqlAlchemySagaStorage(cut_off if bind == "engine" else async_sessionmaker(cut_off))
+            for _ in range(WARM_UP):
+                await storage.create_saga(uuid4(), "order", {})
+            proxy.cut = cut
+            with pytest.raises(UnknownOutcomeError) as info:
+                await storage.save(Checkpoint(saga_id, name="order", steps=[STARTED]))
+            assert info.value.saga_id == saga_id
+            # The pool has noticed: the next call gets a connection that works.
+            await storage.create_saga(uuid4(), "order", {})
+
+        truth = SqlAlchemySagaStorage(engine)
+        if written:
+            assert len(await truth.get_step_history(saga_id)) == 1
+        else:
+            with pytest.raises(SagaNotFoundError):
+                await truth.get_saga(saga_id)
+
+    async def test_a_read_whose_answer_is_lost_has_written_nothing(self, database: Database, driver: str) -> None:
+        async with Proxy.before(database.url(driver)) as (proxy, url), engine_on(url) as engine:
+            storage = SqlAlchemySagaStorage(engine)
+            saga_id = uuid4()
+            await storage.create_saga(saga_id, "order", {})
+            proxy.cut = Cut.BEFORE_ANSWER
+            with pytest.raises(StorageUnavailableError, match="the connection was lost"):
+                await storage.get_saga(saga_id)
+            assert (await storage.get_saga(saga_id)).version == 1
+
+    async def test_a_transaction_whose_connection_is_lost_is_gone(
+        self, database: Database, engine: AsyncEngine, driver: str
+    ) -> None:
+        """In a transaction of the caller's nothing can have been committed, so the outcome is certain."""
+        saga_id = uuid4()
+        async with (
+            Proxy.before(database.url(driver)) as (proxy, url),
+            engine_on(url) as cut_off,
+            AsyncSession(cut_off) as session,
+        ):
+            storage = SqlAlchemySagaStorage(session)
+            await storage.create_saga(saga_id, "order", {})
+            proxy.cut = Cut.BEFORE_ANSWER
+            with pytest.raises(StorageUnavailableError, match="the connection was lost"):
+                await storage.update_status(saga_id, SagaStatus.RUNNING)
+            await session.rollback()
+
+        with pytest.raises(SagaNotFoundError):
+            await SqlAlchemySagaStorage(engine).get_saga(saga_id)
+
+    async def test_a_connection_in_autocommit_has_an_unknown_outcome_too(self, database: Database, driver: str) -> None:
+        """A joined connection whose statements commit by themselves can't promise that nothing was written."""
+        async with Proxy.before(database.url(driver)) as (proxy, url), engine_on(url) as engine:
+            autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+            async with autocommit.connect() as connection:
+                storage = SqlAlchemySagaStorage(connection)
+                await storage.create_saga(uuid4(), "order", {})
+                proxy.cut = Cut.BEFORE_ANSWER
+                with pytest.raises(UnknownOutcomeError):
+                    await storage.create_saga(uuid4(), "order", {})
+
+    async def test_a_backend_that_is_terminated(self, engine: AsyncEngine, admin: psycopg.Connection) -> None:
+        """A write that waits on a lock when its backend is terminated: an error, and the pool recovers."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        async with AsyncSession(engine) as holder:
+            await SqlAlchemySagaStorage(holder).update_context(saga_id, {"n": 1})
+            write = asyncio.create_task(storage.update_context(saga_id, {"n": 2}))
+            await _until_blocked(admin)
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND wait_event_type = 'Lock'"
+            )
+            with pytest.raises(UnknownOutcomeError):
+                await write
+        assert (await storage.get_saga(saga_id)).version == 1
+
+
+class TestCancelledCaller:
+    async def test_the_connection_goes_back_and_the_storage_works_on(
+        self, engine: AsyncEngine, admin: psycopg.Connection
+    ) -> None:
+        """A caller that is cancelled while its write waits leaves no connection checked out."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        async with AsyncSession(engine) as holder:
+            await SqlAlchemySagaStorage(holder).update_context(saga_id, {"n": 1})
+            write = asyncio.create_task(storage.update_context(saga_id, {"n": 2}))
+            await _until_blocked(admin)
+            write.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await write
+        await storage.update_context(saga_id, {"n": 3}, expected_version=1)
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # a QueuePool by default
+
+
+class TestSchema:
+    async def test_tables_that_are_missing(self, driver: str, empty_database: Database) -> None:
+        """The error names the revision that is needed and the command to run."""
+        async with engine_on(empty_database.url(driver)) as engine:
+            with pytest.raises(SchemaError, match=r"found revision none.*run `alembic upgrade head`") as info:
+                await SqlAlchemySagaStorage(engine).create_saga(uuid4(), "order", {})
+        assert (info.value.found, info.value.needed) == (None, REVISION)
+
+    @pytest.mark.parametrize("bind", ["engine", "session"])
+    async def test_tables_that_are_too_old(self, engine: AsyncEngine, admin: psycopg.Connection, bind: str) -> None:
+        """The recorded revision is named, also from inside a transaction that the error has aborted."""
+        admin.execute("ALTER TABLE saga_executions DROP COLUMN recovery_attempts")
+        admin.execute("UPDATE saga_store_version SET version_num = 'saga_store_0000'")
+        async with AsyncSession(engine) as session:
+            storage = SqlAlchemySagaStorage(engine if bind == "engine" else session)
+            with pytest.raises(SchemaError, match="found revision saga_store_0000, need") as info:
+                await storage.create_saga(uuid4(), "order", {})
+        assert info.value.found == "saga_store_0000"
+
+
+async def _until_blocked(admin: psycopg.Connection) -> None:
+    """Wait until a statement in this database waits for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(30):
+        while admin.execute(query).fetchone() == (0,):  # noqa: ASYNC110 - it happens in the server
+            await asyncio.sleep(0)

@@ -1,0 +1,41 @@
+"""Uses the whole public face; test_facade.py lets mypy --strict reveal its types."""
+
+from datetime import timedelta
+from typing import reveal_type
+from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from saga_store import (
+    Checkpoint,
+    ISagaStorage,
+    LogStep,
+    MemorySagaStorage,
+    SagaExecution,
+    SagaStatus,
+    SagaStepStatus,
+)
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+
+
+async def use(storage: ISagaStorage) -> None:
+    saga_id = uuid4()
+    await storage.create_saga(saga_id, "order", {"items": [1, 2]})
+    await storage.update_context(saga_id, {})
+    await storage.update_status(saga_id, SagaStatus.RUNNING)
+    await storage.log_step(saga_id, "pay", "act", SagaStepStatus.STARTED)
+
+
+async def use_checkpoints(storage: MemorySagaStorage, session: AsyncSession) -> SagaExecution:
+    saga_id = uuid4()
+    steps = [LogStep("pay", "act", SagaStepStatus.COMPLETED)]
+    reveal_type(await storage.save(Checkpoint(saga_id, name="order", context={}, steps=steps)))
+    reveal_type(await storage.load_saga_state(saga_id))
+    reveal_type(await storage.get_step_history(saga_id))
+    saga = await storage.get_saga(saga_id)
+    reveal_type(saga)
+    reveal_type(await storage.find_stale_sagas(stale_after=timedelta(minutes=5)))
+    reveal_type(SqlAlchemySagaStorage(session).session)
+    [entry] = await storage.get_step_history(saga_id)
+    reveal_type(entry.action)
+    return saga
