@@ -118,13 +118,12 @@ class CqrsSagaStorage(CqrsStorage):
         it behind for ever. Sagas under a lease are not. If there are more than ``limit``, those with the
         fewest attempts are chosen, so that one that fails again and again doesn't keep the others waiting.
         """
-        with _engine_errors():
-            sagas = await self._storage.find_stale_sagas(
-                stale_after=timedelta(seconds=stale_after_seconds or 0),
-                limit=limit,
-                name=saga_name,
-                max_attempts=max_recovery_attempts,
-            )
+        sagas = await self._storage.find_stale_sagas(
+            stale_after=timedelta(seconds=stale_after_seconds or 0),
+            limit=limit,
+            name=saga_name,
+            max_attempts=max_recovery_attempts,
+        )
         return [saga.id for saga in sorted(sagas, key=lambda saga: saga.updated_at)]
 
     async def increment_recovery_attempts(self, saga_id: UUID, new_status: CqrsStatus | None = None) -> None:

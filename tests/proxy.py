@@ -32,6 +32,7 @@ class Proxy:
     round_trips: int = 0
     cut: Cut | None = None
     _answers_lost: set[asyncio.StreamWriter] = field(default_factory=set)
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
     @asynccontextmanager
@@ -39,12 +40,16 @@ class Proxy:
         """Stand before the server of ``url``; yields the proxy and the URL to connect to."""
         parsed = make_url(url)
         proxy = cls(parsed.host or "127.0.0.1", parsed.port or 5432)
-        server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(proxy._accept, "127.0.0.1", 0)
         proxy.port = server.sockets[0].getsockname()[1]
         try:
             yield proxy, parsed.set(host="127.0.0.1", port=proxy.port)
         finally:
             server.close()
+            await asyncio.gather(*proxy._serving)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving.add(asyncio.create_task(self._serve(reader, writer)))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(self.host, self.target)
@@ -55,8 +60,11 @@ class Proxy:
             # The server has to finish the statement before it sees that nobody is there.
             await back
         server_writer.close()
-        await asyncio.gather(back, return_exceptions=True)
-        writer.close()
+        await back
+        for end in (writer, server_writer):
+            end.close()
+            with contextlib.suppress(ConnectionError):
+                await end.wait_closed()
 
     async def _requests(
         self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, client: asyncio.StreamWriter
@@ -94,3 +102,4 @@ class Proxy:
                     return
                 client.write(answer)
                 await client.drain()
+        client.close()

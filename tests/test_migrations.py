@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Protocol
 
 import psycopg
 import pytest
@@ -17,6 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from saga_store.sqlalchemy import Base
 from saga_store.sqlalchemy.tables import REVISION
+from tests.databases import Database
 
 ROOT = Path(__file__).parent.parent
 REVISIONS = [script.revision for script in ScriptDirectory(str(ROOT / "migrations")).walk_revisions()][::-1]
@@ -49,10 +49,6 @@ FINGERPRINT = """
 """
 
 Fingerprint = set[tuple[str | None, ...]]
-
-
-class Database(Protocol):
-    def url(self, driver: str | None = None) -> str: ...
 
 
 def fingerprint(database: Database) -> Fingerprint:

@@ -1,6 +1,7 @@
 """Runs the statements, and translates what the database says into the errors of the contract."""
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -22,7 +23,8 @@ from saga_store.errors import (
 )
 from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
-from saga_store.sqlalchemy.statements import HISTORY, REVISION, SAGA, SAVE, STALE
+from saga_store.sqlalchemy.group_commit import GroupCommit
+from saga_store.sqlalchemy.statements import HISTORY, REVISION, SAGA, SAVE, SAVE_UNLOCKED, STALE
 from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
 from saga_store.storage import Outcome, SagaStorage, Write
 from saga_store.validation import decode_context
@@ -33,6 +35,9 @@ _SCHEMA_CODES = {"42P01", "42703", "3F000"}
 _DISCONNECT_CODES = {"57P01", "57P02", "57P03"}
 _CONNECTION_CLASS = "08"
 _DATA_CLASS = "22"
+# Serialization failure and deadlock: the statement was rolled back, and may well succeed next time.
+_RETRIABLE_CODES = {"40001", "40P01"}
+_RETRY_DELAYS_SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0)
 _REVISION_TIMEOUT_SECONDS = 5
 
 
@@ -46,6 +51,9 @@ class SqlAlchemySagaStorage(SagaStorage):
             so that saga state and business rows commit together; the caller commits. The dialect is
             ``postgresql+asyncpg`` or ``postgresql+psycopg``.
 
+        group_commit: With an engine or a sessionmaker, let concurrent calls share statements (see
+            ``group_commit``). Without, every call is a statement of its own.
+
     Raises:
         TypeError: The bind is none of these.
 
@@ -53,8 +61,12 @@ class SqlAlchemySagaStorage(SagaStorage):
     other error of the database aborts it, and the caller has to roll back.
     """
 
-    def __init__(self, bind: BindTarget) -> None:
+    def __init__(self, bind: BindTarget, *, group_commit: bool = True) -> None:
         self._bind = make_bind(bind)
+        joins = isinstance(self._bind, JoinedBind)
+        self._group = (
+            GroupCommit(save=self._save, save_unlocked=self._save_unlocked) if group_commit and not joins else None
+        )
 
     @property
     def session(self) -> AsyncSession:
@@ -64,9 +76,37 @@ class SqlAlchemySagaStorage(SagaStorage):
         raise AttributeError("this storage isn't bound to an AsyncSession")
 
     async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        rows = await self._execute(SAVE, _save_parameters(writes), writes=writes)
+        if self._group is None:
+            return await self._save(writes)
+        answers = [self._group.submit(write) for write in writes]
+        return [await answer for answer in answers]
+
+    async def _save(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        rows = await self._execute_save(SAVE, writes)
+        return [_outcome(write, row) for write, row in zip(writes, rows, strict=True)]
+
+    async def _save_unlocked(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
+        rows = await self._execute_save(SAVE_UNLOCKED, writes)
+        return [
+            None if row.is_there and not write.creates and row.written is None else _outcome(write, row)
+            for write, row in zip(writes, rows, strict=True)
+        ]
+
+    async def _execute_save(self, statement: TextClause, writes: Sequence[Write]) -> Sequence[Row[Any]]:
+        """Return a row for each write, retrying what PostgreSQL asks to be retried if nobody's transaction is lost."""
+        parameters = _save_parameters(writes)
+        for delay in _RETRY_DELAYS_SECONDS:
+            try:
+                rows = await self._execute(statement, parameters, writes=writes)
+                break
+            except StorageUnavailableError as exc:
+                if exc.sqlstate not in _RETRIABLE_CODES or isinstance(self._bind, JoinedBind):
+                    raise
+            await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter, not a secret
+        else:
+            rows = await self._execute(statement, parameters, writes=writes)
         found = {row.saga_id: row for row in rows}
-        return [_outcome(write, found[write.saga_id]) for write in writes]
+        return [found[write.saga_id] for write in writes]
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
         rows = await self._execute(SAGA, {"saga_id": saga_id})

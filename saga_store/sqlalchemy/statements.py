@@ -11,7 +11,8 @@ from sqlalchemy import text
 # - LATERAL makes it one index probe a saga whatever the statistics say: a cached plan made when the table
 #   was empty must not turn into a sequential scan per write when it is full.
 # - The times are the statement's, not the transaction's, which may have begun long ago.
-SAVE = text("""
+# - Where a locked row isn't waited for, `is_there` tells it from a missing one.
+_SAVE = """
 WITH input AS MATERIALIZED (
     SELECT *
     FROM unnest(
@@ -21,7 +22,7 @@ WITH input AS MATERIALIZED (
     ORDER BY saga_id
 ), created AS (
     INSERT INTO saga_executions (id, name, status, context, recovery_attempts, created_at, updated_at)
-    SELECT saga_id, name, COALESCE(status, 'PENDING'), COALESCE(context, '{}'), COALESCE(attempts, 0),
+    SELECT saga_id, name, COALESCE(status, 'PENDING'), COALESCE(context, '{{}}'), COALESCE(attempts, 0),
         statement_timestamp(), statement_timestamp()
     FROM input
     WHERE name IS NOT NULL
@@ -33,7 +34,7 @@ WITH input AS MATERIALIZED (
         i.status IS NOT NULL OR i.context IS NOT NULL OR i.attempts IS NOT NULL AS changes
     FROM input i
     CROSS JOIN LATERAL (
-        SELECT id, version FROM saga_executions WHERE id = i.saga_id FOR NO KEY UPDATE
+        SELECT id, version FROM saga_executions WHERE id = i.saga_id FOR NO KEY UPDATE {wait}
     ) e
     WHERE i.name IS NULL
 ), updated AS (
@@ -62,11 +63,14 @@ WITH input AS MATERIALIZED (
     JOIN written w ON w.id = s.saga_id
     ORDER BY s.position
 )
-SELECT i.saga_id, w.version AS written, l.version AS found
+SELECT i.saga_id, w.version AS written, l.version AS found,
+    CASE WHEN l.id IS NULL THEN (SELECT TRUE FROM saga_executions WHERE id = i.saga_id) END AS is_there
 FROM input i
 LEFT JOIN written w ON w.id = i.saga_id
 LEFT JOIN locked l ON l.id = i.saga_id
-""")
+"""
+SAVE = text(_SAVE.format(wait=""))
+SAVE_UNLOCKED = text(_SAVE.format(wait="SKIP LOCKED"))
 
 _EXECUTION = """
     id, name, status, CAST(context AS text) AS context, version, recovery_attempts,

@@ -1,0 +1,228 @@
+"""Many callers, one statement: whoever arrives while a flush is under way goes in the next one.
+
+A lonely caller's write is flushed at once; nothing waits for a timer. What is queued:
+
+- at most one write per saga in a batch, so each saga's writes take effect in the order of the calls;
+- batches bounded by rows and bytes;
+- a row that somebody else has locked is left out of the batch and waited for apart, so that one forgotten
+  transaction in a psql session stalls its own saga and no other;
+- a batch that fails for one write's sake is split until only that write fails;
+- a caller that is cancelled while its write is queued takes it back; while it is in flight, the batch goes
+  on and the answer is dropped.
+
+The flusher is a task that ends when the queue is empty, so there is nothing to start or to close.
+"""
+
+import asyncio
+import copy
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+from uuid import UUID
+
+from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError, UnknownOutcomeError
+from saga_store.storage import Outcome, Write
+
+MAX_BATCH_ROWS = 1000
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+# Each waits on a connection of its own, so they mustn't use up a pool.
+MAX_WAITING_FOR_LOCKS = 4
+
+# SQLSTATE classes of which no single write is guilty: smaller batches would fail alike.
+_NOBODYS_FAULT = ("08", "25", "28", "3D", "3F", "40", "42", "53", "57P", "58")
+
+Save: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome]]]
+SaveUnlocked: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome | None]]]
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    write: Write
+    answer: asyncio.Future[Outcome]
+
+
+class GroupCommit:
+    """Gathers writes into batches.
+
+    It belongs to the event loop that uses it first, until that loop is closed, as SQLAlchemy's engines do.
+
+    Args:
+        save: Applies writes, waiting for rows that are locked.
+        save_unlocked: Likewise, but answers None for a write whose row somebody has locked.
+    """
+
+    def __init__(self, *, save: Save, save_unlocked: SaveUnlocked) -> None:
+        self._save = save
+        self._save_unlocked = save_unlocked
+        self._queue: _Queue | None = None
+        self._changing_loops = threading.Lock()
+
+    def submit(self, write: Write) -> asyncio.Future[Outcome]:
+        loop = asyncio.get_running_loop()
+        queue = self._queue
+        if queue is None or queue.loop is not loop:
+            queue = self._change_loop(loop)
+        return queue.submit(write)
+
+    def _change_loop(self, loop: asyncio.AbstractEventLoop) -> "_Queue":
+        with self._changing_loops:
+            if self._queue is not None and not self._queue.loop.is_closed():
+                raise StorageUnavailableError(
+                    "this storage is in use in another event loop, and an engine can't be shared between loops; "
+                    "make an engine and a storage for each"
+                )
+            self._queue = _Queue(loop, self._save, self._save_unlocked)
+            return self._queue
+
+
+class _Queue:
+    def __init__(self, loop: asyncio.AbstractEventLoop, save: Save, save_unlocked: SaveUnlocked) -> None:
+        self.loop = loop
+        self._save = save
+        self._save_unlocked = save_unlocked
+        # Each saga's writes in the order of the calls; the first may be in flight.
+        self._lines: dict[UUID, deque[_Entry]] = {}
+        # The sagas that have a write to flush and none in flight.
+        self._ready: deque[UUID] = deque()
+        self._flusher: asyncio.Task[None] | None = None
+        self._lock_waiters: set[asyncio.Task[None]] = set()
+        self._lock_waiter_slots = asyncio.Semaphore(MAX_WAITING_FOR_LOCKS)
+
+    def submit(self, write: Write) -> asyncio.Future[Outcome]:
+        entry = _Entry(write, self.loop.create_future())
+        line = self._lines.get(write.saga_id)
+        if line is None:
+            self._lines[write.saga_id] = deque((entry,))
+            self._make_ready(write.saga_id)
+        else:
+            line.append(entry)
+        return entry.answer
+
+    def _make_ready(self, saga_id: UUID) -> None:
+        self._ready.append(saga_id)
+        if self._flusher is None:
+            self._flusher = self.loop.create_task(self._flush_all())
+
+    async def _flush_all(self) -> None:
+        try:
+            while batch := self._take_batch():
+                self._finish(await self._flush(batch))
+        except BaseException:
+            # The loop is shutting down, and nobody would ever answer those who wait.
+            for line in self._lines.values():
+                for entry in line:
+                    entry.answer.cancel()
+            self._lines.clear()
+            self._ready.clear()
+            raise
+        finally:
+            self._flusher = None
+
+    def _take_batch(self) -> list[_Entry]:
+        batch: list[_Entry] = []
+        rows = size = 0
+        while self._ready and rows < MAX_BATCH_ROWS:
+            saga_id = self._ready[0]
+            entry = self._first_in_line(saga_id)
+            if entry is not None:
+                size += _size(entry.write)
+                if batch and size > MAX_BATCH_BYTES:
+                    break
+                rows += 1 + len(entry.write.steps)
+                batch.append(entry)
+            self._ready.popleft()
+        return batch
+
+    def _first_in_line(self, saga_id: UUID) -> _Entry | None:
+        """Return the saga's next write, after dropping those that their callers took back."""
+        line = self._lines[saga_id]
+        while line and line[0].answer.done():
+            line.popleft()
+        if line:
+            return line[0]
+        del self._lines[saga_id]
+        return None
+
+    def _finish(self, entries: Iterable[_Entry]) -> None:
+        for entry in entries:
+            saga_id = entry.write.saga_id
+            line = self._lines.get(saga_id)
+            if line is None or line[0] is not entry:
+                continue  # the queue was abandoned while this was in flight
+            line.popleft()
+            if line:
+                self._make_ready(saga_id)
+            else:
+                del self._lines[saga_id]
+
+    async def _flush(self, batch: list[_Entry]) -> list[_Entry]:
+        """Apply a batch and answer its callers; return the entries that are finished."""
+        try:
+            outcomes = await self._save_unlocked([entry.write for entry in batch])
+        except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
+            if len(batch) > 1 and _is_one_writes_fault(exc):
+                middle = len(batch) // 2
+                return await self._flush(batch[:middle]) + await self._flush(batch[middle:])
+            for entry in batch:
+                _answer(entry, _own_error(exc, entry.write))
+            return batch
+        finished = []
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            if outcome is None:
+                self._wait_for_lock(entry)
+            else:
+                _answer(entry, outcome)
+                finished.append(entry)
+        return finished
+
+    def _wait_for_lock(self, entry: _Entry) -> None:
+        waiter = self.loop.create_task(self._save_when_unlocked(entry))
+        self._lock_waiters.add(waiter)
+        # Nobody else is in this statement, so a caller that gives up can take it along.
+        entry.answer.add_done_callback(lambda answer: waiter.cancel() if answer.cancelled() else None)
+        # Not in the task itself: one that is cancelled before it starts never runs a line.
+        waiter.add_done_callback(lambda waiter: self._stop_waiting(waiter, entry))
+
+    async def _save_when_unlocked(self, entry: _Entry) -> None:
+        try:
+            async with self._lock_waiter_slots:
+                [outcome] = await self._save([entry.write])
+            _answer(entry, outcome)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the one who waits has to hear of it
+            _answer(entry, exc)
+
+    def _stop_waiting(self, waiter: asyncio.Task[None], entry: _Entry) -> None:
+        self._lock_waiters.discard(waiter)
+        entry.answer.cancel()
+        self._finish([entry])
+
+
+def _size(write: Write) -> int:
+    return len(write.context or "") + sum(len(step.details or "") for step in write.steps)
+
+
+def _answer(entry: _Entry, outcome: Outcome | Exception) -> None:
+    if entry.answer.done():
+        return
+    if isinstance(outcome, int | SagaStoreError):
+        entry.answer.set_result(outcome)
+    else:
+        entry.answer.set_exception(outcome)
+
+
+def _is_one_writes_fault(exc: Exception) -> bool:
+    if isinstance(exc, StorageUnavailableError):
+        return exc.sqlstate is not None and not exc.sqlstate.startswith(_NOBODYS_FAULT)
+    return isinstance(exc, InvalidSagaDataError)
+
+
+def _own_error(exc: Exception, write: Write) -> Exception:
+    """Return an error for this caller alone: raising adds a traceback and a context to it."""
+    if isinstance(exc, UnknownOutcomeError):
+        own: Exception = UnknownOutcomeError(write.saga_id)
+    else:
+        own = copy.copy(exc)
+    own.__cause__ = exc.__cause__
+    return own

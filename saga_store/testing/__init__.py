@@ -1,0 +1,92 @@
+"""The contract kit: subclass a suite, override one fixture, and pytest tells whether a storage keeps the contract.
+
+``SagaStorageContract`` is for any ``ISagaStorage``, ``CheckpointStorageContract`` for any ``ICheckpointStorage``,
+and ``TransactionContract`` for one that joins a transaction of the caller's. Needs the extra ``testing``.
+"""
+
+# ruff: noqa: E402 - the imports have to follow the registration
+
+import pytest
+
+# Before they are imported, or a failed assert of theirs wouldn't show the values that it compared.
+pytest.register_assert_rewrite(
+    *(
+        f"{__name__}.{subject}"
+        for subject in (
+            "absence",
+            "checkpoint",
+            "concurrency",
+            "context",
+            "contract",
+            "creation",
+            "execution",
+            "history",
+            "refusal",
+            "staleness",
+            "state",
+            "transaction",
+            "version",
+        )
+    )
+)
+
+from saga_store.testing.absence import AbsenceContract, CheckpointAbsenceContract
+from saga_store.testing.checkpoint import CheckpointContract
+from saga_store.testing.concurrency import ConcurrencyContract, VersionRaceContract
+from saga_store.testing.context import CopyContract, FidelityContract
+from saga_store.testing.contract import CheckpointUnit, Contract, Unit
+from saga_store.testing.creation import CreationContract
+from saga_store.testing.execution import ExecutionContract
+from saga_store.testing.history import HistoryContract
+from saga_store.testing.input import BAD_INPUTS, BadInput
+from saga_store.testing.refusal import CheckpointRefusalContract, RefusalContract
+from saga_store.testing.staleness import StalenessContract
+from saga_store.testing.state import StateContract
+from saga_store.testing.suite import (
+    CheckpointStorageContract,
+    SagaStorageContract,
+    SagaTransactionContract,
+    TransactionContract,
+)
+from saga_store.testing.transaction import (
+    CheckpointIsolationContract,
+    IsolationContract,
+    LockContract,
+    Transaction,
+    TransactionalContract,
+    Transactions,
+)
+from saga_store.testing.version import VersionContract
+
+__all__ = [
+    "BAD_INPUTS",
+    "AbsenceContract",
+    "BadInput",
+    "CheckpointAbsenceContract",
+    "CheckpointContract",
+    "CheckpointIsolationContract",
+    "CheckpointRefusalContract",
+    "CheckpointStorageContract",
+    "CheckpointUnit",
+    "ConcurrencyContract",
+    "Contract",
+    "CopyContract",
+    "CreationContract",
+    "ExecutionContract",
+    "FidelityContract",
+    "HistoryContract",
+    "IsolationContract",
+    "LockContract",
+    "RefusalContract",
+    "SagaStorageContract",
+    "SagaTransactionContract",
+    "StalenessContract",
+    "StateContract",
+    "Transaction",
+    "TransactionContract",
+    "TransactionalContract",
+    "Transactions",
+    "Unit",
+    "VersionContract",
+    "VersionRaceContract",
+]

@@ -1,0 +1,85 @@
+"""One real PostgreSQL per run, one database per test; SAGA_STORE_TEST_PG chooses the server."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
+
+from saga_store.testing.postgres import PostgresServer, PostgresUnavailableError, serve
+from tests.databases import Database, Databases
+
+SERVER = pytest.StashKey[PostgresServer]()
+SHOWN = ("SQLAlchemy", "alembic", "asyncpg", "psycopg")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start the server before the header is printed; a run without one fails, it never skips."""
+    if session.config.option.collectonly:
+        return
+    stack = ExitStack()
+    session.config.add_cleanup(stack.close)
+    choice = os.environ.get("SAGA_STORE_TEST_PG") or "auto"
+    try:
+        session.config.stash[SERVER] = stack.enter_context(serve(choice))
+    except PostgresUnavailableError as exc:
+        pytest.exit(f"no PostgreSQL for the tests (SAGA_STORE_TEST_PG={choice}): {exc}", returncode=1)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    libraries = ", ".join(f"{name} {version(name)}" for name in SHOWN)
+    server = config.stash.get(SERVER, None)
+    return [f"PostgreSQL {server.version}: {server.how}", libraries] if server else [libraries]
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> PostgresServer:
+    return pytestconfig.stash[SERVER]
+
+
+@pytest.fixture(scope="session")
+def databases(server: PostgresServer) -> Iterator[Databases]:
+    with psycopg.connect(server.url, autocommit=True) as admin:
+        databases = Databases(server, admin)
+        yield databases
+        databases.drop_doomed()
+
+
+@pytest.fixture(scope="session")
+def template(databases: Databases) -> Iterator[Database]:
+    """Yield what Alembic makes of an empty database; nobody connects to it, or it couldn't be copied."""
+    with databases.migrated() as database:
+        yield database
+
+
+@pytest.fixture
+def database(databases: Databases, template: Database) -> Iterator[Database]:
+    with databases.clone(template) as database:
+        yield database
+
+
+@pytest.fixture
+def empty_database(databases: Databases) -> Iterator[Database]:
+    with databases.empty() as database:
+        yield database
+
+
+@pytest.fixture
+async def make_engine(database: Database) -> AsyncIterator[Callable[..., AsyncEngine]]:
+    """Make engines on the test's database, and see to it that the test gave every connection back."""
+    engines: list[AsyncEngine] = []
+
+    def make(driver: str, **options: Any) -> AsyncEngine:  # noqa: ANN401 - whatever create_async_engine takes
+        engines.append(create_async_engine(database.url(driver), **options))
+        return engines[-1]
+
+    yield make
+    kept = [engine.pool.checkedout() for engine in engines if isinstance(engine.pool, QueuePool)]
+    for engine in engines:
+        await engine.dispose()
+    assert not any(kept), f"connections left checked out, by engine: {kept}"

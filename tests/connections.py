@@ -1,0 +1,37 @@
+"""Engines and waits that several test modules share."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
+
+from tests.databases import Database
+
+
+@asynccontextmanager
+async def engine_on(url: URL | str) -> AsyncIterator[AsyncEngine]:
+    """An engine on any URL, such as a proxy's; asserts that every connection was given back."""
+    engine = create_async_engine(url)
+    try:
+        yield engine
+        assert isinstance(engine.pool, QueuePool)
+        assert engine.pool.checkedout() == 0
+    finally:
+        await engine.dispose()
+
+
+async def until_blocked(database: Database) -> None:
+    """Wait until a statement in this database waits for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(database.url(), autocommit=True) as admin:
+        async with asyncio.timeout(30):
+            while admin.execute(query).fetchone() == (0,):
+                await _one_turn()
+
+
+async def _one_turn() -> None:
+    await asyncio.sleep(0)

@@ -1,0 +1,121 @@
+"""The contract kit, on memory and on PostgreSQL, with every kind of bind and both drivers."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import TypeAlias
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+
+from saga_store import ICheckpointStorage, InvalidSagaDataError, MemoryDatabase, MemorySagaStorage, MemorySession
+from saga_store.sqlalchemy import SagaExecutionModel, SagaLogModel, SqlAlchemySagaStorage
+from saga_store.testing import (
+    BAD_INPUTS,
+    CheckpointStorageContract,
+    CheckpointUnit,
+    Contract,
+    TransactionContract,
+    Transactions,
+)
+from tests.databases import Database, Databases
+
+DRIVERS = ("asyncpg", "psycopg")
+
+OWNING_BINDS: dict[str, Callable[[AsyncEngine], AsyncEngine | async_sessionmaker[AsyncSession]]] = {
+    "engine": lambda engine: engine,
+    "sessionmaker": async_sessionmaker,
+}
+
+JOINING_BINDS: dict[str, Callable[[AsyncEngine], AbstractAsyncContextManager[AsyncSession | AsyncConnection]]] = {
+    "session": AsyncSession,
+    "connection": AsyncEngine.connect,
+}
+
+CountRows: TypeAlias = Callable[[], Awaitable[tuple[int, int]]]
+
+
+@pytest.fixture(scope="class")
+def database(databases: Databases, template: Database) -> Iterator[Database]:
+    """Yield one database for a class, where other tests get their own: the kit doesn't need an empty one."""
+    with databases.clone(template) as database:
+        yield database
+
+
+class RowCountContract(Contract):
+    async def test_bad_input_leaves_the_row_counts(self, storage: ICheckpointStorage, count_rows: CountRows) -> None:
+        """After every bad input both tables have as many rows as before."""
+        existing = uuid4()
+        await storage.create_saga(existing, "order", {})
+        before = await count_rows()
+        for bad in BAD_INPUTS:
+            with pytest.raises(InvalidSagaDataError):
+                await bad.call(storage, existing, uuid4())
+            assert await count_rows() == before, str(bad)
+
+
+class MemoryFixtures:
+    @pytest.fixture
+    def memory(self) -> MemoryDatabase:
+        return MemoryDatabase()
+
+    @pytest.fixture
+    def count_rows(self, memory: MemoryDatabase) -> CountRows:
+        async def count_rows() -> tuple[int, int]:
+            return memory.count_rows()
+
+        return count_rows
+
+
+class TestMemory(MemoryFixtures, CheckpointStorageContract, RowCountContract):
+    @pytest.fixture
+    def unit(self, memory: MemoryDatabase) -> CheckpointUnit:
+        storage = MemorySagaStorage(memory)
+        return lambda: nullcontext(storage)
+
+
+class TestMemoryTransaction(MemoryFixtures, TransactionContract, CheckpointStorageContract, RowCountContract):
+    @pytest.fixture
+    def transaction(self, memory: MemoryDatabase) -> Transactions[ICheckpointStorage]:
+        @asynccontextmanager
+        async def transaction() -> AsyncIterator[tuple[ICheckpointStorage, MemorySession]]:
+            async with MemorySession(memory) as session:
+                yield MemorySagaStorage(session), session
+
+        return transaction
+
+
+class PostgreSQLFixtures:
+    @pytest.fixture(params=DRIVERS)
+    def engine(self, request: pytest.FixtureRequest, make_engine: Callable[[str], AsyncEngine]) -> AsyncEngine:
+        return make_engine(request.param)
+
+    @pytest.fixture
+    def count_rows(self, engine: AsyncEngine) -> CountRows:
+        async def count_rows() -> tuple[int, int]:
+            sagas = select(func.count()).select_from(SagaExecutionModel).scalar_subquery()
+            entries = select(func.count()).select_from(SagaLogModel).scalar_subquery()
+            async with engine.connect() as connection:
+                row = (await connection.execute(select(sagas, entries))).one()
+            return row[0], row[1]
+
+        return count_rows
+
+
+class TestPostgreSQL(PostgreSQLFixtures, CheckpointStorageContract, RowCountContract):
+    @pytest.fixture(params=OWNING_BINDS)
+    def unit(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> CheckpointUnit:
+        storage = SqlAlchemySagaStorage(OWNING_BINDS[request.param](engine))
+        return lambda: nullcontext(storage)
+
+
+class TestPostgreSQLTransaction(PostgreSQLFixtures, TransactionContract, CheckpointStorageContract, RowCountContract):
+    @pytest.fixture(params=JOINING_BINDS)
+    def transaction(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:
+        @asynccontextmanager
+        async def transaction() -> AsyncIterator[tuple[ICheckpointStorage, AsyncSession | AsyncConnection]]:
+            async with JOINING_BINDS[request.param](engine) as bind:
+                yield SqlAlchemySagaStorage(bind), bind
+
+        return transaction

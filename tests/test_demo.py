@@ -1,0 +1,62 @@
+"""``make demo``: the story comes out well, again and again, also after it was interrupted."""
+
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from tests.databases import Database
+
+ROOT = Path(__file__).parent.parent
+MODULE = "examples.order_saga"
+
+
+def demo(url: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", MODULE]
+    environment = os.environ | {"DATABASE_URL": url}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def story(url: str) -> str:
+    """Run the demo to its happy end, and return what it tells."""
+    done = demo(url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def leave_an_order_behind(url: str, order_id: uuid.UUID) -> None:
+    """Kill a worker after it has charged, and tell nobody: so does a demo that is killed itself."""
+    command = [sys.executable, "-m", f"{MODULE}.worker", "run", str(order_id), "alice", "1", "--hang"]
+    environment = os.environ | {"DATABASE_URL": url}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdout
+        for line in worker.stdout:
+            if "the bank has charged" in line:
+                worker.kill()
+
+
+def test_story(database: Database) -> None:
+    """A worker is killed, its order recovered and another one compensated; the next run does it all again."""
+    first = story(database.url("asyncpg"))
+    assert "kill -9" in first
+    assert "TakePayment: that was done before, so not again" in first
+    assert "order failed: the account of bob doesn't cover 36.00" in first
+    assert first.count("  ok  ") == 6
+
+    order_id = uuid.uuid4()
+    leave_an_order_behind(database.url("psycopg"), order_id)
+    second = story(database.url())
+    assert f"recovering order {order_id}" in second
+    assert second.count("  ok  ") == 6
+
+
+def test_database_out_of_reach() -> None:
+    """A database that can't be reached ends it with a message, and no traceback."""
+    done = demo("postgresql://saga:wrong@127.0.0.1:1/nowhere")
+    assert done.returncode == 1
+    assert "Is the server up, and DATABASE_URL right?" in done.stdout
+    assert "The demo failed: alembic" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -1,0 +1,714 @@
+"""The memory storage, broken in many ways: the kit notices each, by the test whose sentence it breaks.
+
+The subjects run in one pytest of their own, which collects the classes ``Sound...`` and ``Broken...`` of this
+module; here its report is read.
+"""
+# ruff: noqa: SLF001 - mutants break the twin from inside
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+from uuid import UUID
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from saga_store import (
+    Checkpoint,
+    Context,
+    ICheckpointStorage,
+    InvalidSagaDataError,
+    MemoryDatabase,
+    MemorySagaStorage,
+    MemorySession,
+    SagaConcurrencyError,
+    SagaExecution,
+    SagaLogEntry,
+    SagaNotFoundError,
+    SagaStatus,
+    SagaStoreError,
+)
+from saga_store.memory import _Row
+from saga_store.storage import Outcome, Write
+from saga_store.testing import (
+    AbsenceContract,
+    CheckpointContract,
+    CheckpointIsolationContract,
+    CheckpointRefusalContract,
+    CheckpointStorageContract,
+    CheckpointUnit,
+    ConcurrencyContract,
+    Contract,
+    CopyContract,
+    CreationContract,
+    FidelityContract,
+    HistoryContract,
+    IsolationContract,
+    LockContract,
+    RefusalContract,
+    StalenessContract,
+    StateContract,
+    TransactionalContract,
+    TransactionContract,
+    Transactions,
+    VersionContract,
+    VersionRaceContract,
+)
+
+
+class Twin(TransactionalContract):
+    """Runs a subject on the twin; a mutant takes the place of one of its classes."""
+
+    patience = timedelta(seconds=10)
+    session_class: ClassVar[type[MemorySession]] = MemorySession
+    storage_class: ClassVar[type[MemorySagaStorage]] = MemorySagaStorage
+    clock: ClassVar[Callable[[], datetime]] = staticmethod(lambda: datetime.now(UTC))
+
+    @pytest.fixture
+    def database(self) -> MemoryDatabase:
+        return MemoryDatabase(clock=self.clock)
+
+    @pytest.fixture
+    def transaction(self, database: MemoryDatabase) -> Transactions[ICheckpointStorage]:
+        @asynccontextmanager
+        async def transaction() -> AsyncIterator[tuple[ICheckpointStorage, MemorySession]]:
+            async with self.session_class(database) as session:
+                yield self.storage_class(session), session
+
+        return transaction
+
+    @pytest.fixture
+    def unit(self, database: MemoryDatabase) -> CheckpointUnit:
+        @asynccontextmanager
+        async def unit() -> AsyncIterator[ICheckpointStorage]:
+            async with self.session_class(database) as session:
+                try:
+                    yield self.storage_class(session)
+                finally:
+                    # Also after a refusal, as if each call committed itself: what it left behind shows.
+                    await session.commit()
+
+        return unit
+
+
+class SoundTwin(Twin, TransactionContract, CheckpointStorageContract):
+    """The control: the whole kit on the twin as it is."""
+
+
+# Versions
+
+
+class ForgetsVersions(MemorySession):
+    """Checks no version."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        return await super()._apply(replace(write, expected_version=None))
+
+
+class CountsEntries(MemorySession):
+    """Raises the version for entries alone."""
+
+    def _store(self, row: _Row, write: Write) -> int:
+        bump = 0 if write.creates or write.changes_row else 1
+        return super()._store(replace(row, version=row.version + bump), write)
+
+
+class CountsDifferences(MemorySession):
+    """Leaves the version if the new values are the old ones."""
+
+    def _update(self, row: _Row, write: Write) -> int:
+        if (write.status, write.context) in ((row.status, None), (None, row.context)):
+            write = replace(write, status=None, context=None)
+        return super()._update(row, write)
+
+
+class ChecksBeforeWaiting(MemorySession):
+    """Compares the version with the one before the wait for the row's lock."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        row = self._row(write.saga_id)
+        if row and row.version == write.expected_version:
+            write = replace(write, expected_version=None)
+        return await super()._apply(write)
+
+
+class KeepsStepsOfRefused(MemorySession):
+    """Writes half a refused checkpoint: its steps."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        outcome = await super()._apply(write)
+        if isinstance(outcome, SagaConcurrencyError) and write.steps:
+            await super()._apply(Write(write.saga_id, steps=write.steps))
+        return outcome
+
+
+# Sagas that are there, or aren't
+
+
+class IgnoresMissing(MemorySagaStorage):
+    """Does nothing about a missing saga."""
+
+    async def _write(self, write: Write) -> int:
+        try:
+            return await super()._write(write)
+        except SagaNotFoundError:
+            return 0
+
+
+class ReadsEmptyHistory(MemorySagaStorage):
+    """Reads the history of a missing saga as empty."""
+
+    async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        try:
+            return await super()._fetch_history(saga_id)
+        except SagaNotFoundError:
+            return []
+
+
+class CreatesWhatIsMissing(MemorySession):
+    """Makes the saga that an update doesn't find."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        outcome = await super()._apply(write)
+        if isinstance(outcome, SagaNotFoundError):
+            self._insert(replace(write, name="unknown"))
+        return outcome
+
+
+class CreatesOver(MemorySession):
+    """Creates over a saga that is there."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        return self._insert(write) if write.creates else await super()._apply(write)
+
+
+class ReportsTakenIdLate(MemorySession):
+    """Refuses a taken id, but has changed the saga by then."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        outcome = await super()._apply(write)
+        if write.creates and isinstance(outcome, SagaStoreError):
+            await super()._apply(replace(write, name=None))
+        return outcome
+
+
+# Histories
+
+
+class OrdersByTime(MemorySagaStorage):
+    """Orders the history by a time that ties, and so as it likes."""
+
+    async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        entries = await super()._fetch_history(saga_id)
+        return sorted(reversed(entries), key=lambda entry: entry.created_at)
+
+
+class LosesEmptyDetails(MemorySession):
+    """Makes None of empty details."""
+
+    def _store(self, row: _Row, write: Write) -> int:
+        steps = tuple(replace(step, details=step.details or None) for step in write.steps)
+        return super()._store(row, replace(write, steps=steps))
+
+
+class ForgetsTimeZones(MemorySagaStorage):
+    """Returns naive times."""
+
+    async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        entries = await super()._fetch_history(saga_id)
+        return [replace(entry, created_at=entry.created_at.replace(tzinfo=None)) for entry in entries]
+
+
+class ReversesSteps(MemorySession):
+    """Writes the steps of a checkpoint in the wrong order."""
+
+    def _store(self, row: _Row, write: Write) -> int:
+        return super()._store(row, replace(write, steps=write.steps[::-1]))
+
+
+# Contexts
+
+
+class AliasesIn(MemorySagaStorage):
+    """Keeps the caller's own dict."""
+
+    live: ClassVar[dict[UUID, Context]] = {}
+
+    async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
+        await super().create_saga(saga_id, name, context)
+        self.live[saga_id] = context
+
+    async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
+        saga = await super()._fetch_saga(saga_id)
+        return replace(saga, context=self.live.get(saga_id, saga.context))
+
+
+class AliasesOut(MemorySagaStorage):
+    """Hands out the dict that it keeps."""
+
+    live: ClassVar[dict[tuple[UUID, int], Context]] = {}
+
+    async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
+        saga = await super()._fetch_saga(saga_id)
+        return replace(saga, context=self.live.setdefault((saga_id, saga.version), saga.context))
+
+
+class Rewrites(MemorySagaStorage):
+    """Base of those that return another context than was stored."""
+
+    async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
+        saga = await super()._fetch_saga(saga_id)
+        return replace(saga, context=self.rewrite(json.dumps(saga.context)))
+
+    def rewrite(self, text: str) -> Context:
+        raise NotImplementedError
+
+
+class MakesIntsOfFloats(Rewrites):
+    """Makes ints of floats without a fraction, as JSONB does."""
+
+    def rewrite(self, text: str) -> Context:
+        def number(digits: str) -> float:
+            return int(float(digits)) if float(digits).is_integer() else float(digits)
+
+        context: Context = json.loads(text, parse_float=number)
+        return context
+
+
+class ForgetsSigns(Rewrites):
+    """Makes 0.0 of -0.0."""
+
+    def rewrite(self, text: str) -> Context:
+        context: Context = json.loads(text, parse_float=lambda digits: float(digits) + 0.0)
+        return context
+
+
+class SortsKeys(Rewrites):
+    """Sorts keys."""
+
+    def rewrite(self, text: str) -> Context:
+        context: Context = json.loads(json.dumps(json.loads(text), sort_keys=True))
+        return context
+
+
+class DropsNul(Rewrites):
+    """Drops NUL out of texts."""
+
+    def rewrite(self, text: str) -> Context:
+        context: Context = json.loads(text.replace("\\u0000", ""))
+        return context
+
+
+class ReplacesSurrogates(Rewrites):
+    """Writes a question mark for what UTF-8 can't hold."""
+
+    def rewrite(self, text: str) -> Context:
+        raw = json.dumps(json.loads(text), ensure_ascii=False)
+        context: Context = json.loads(raw.encode("utf-8", "replace"))
+        return context
+
+
+class MergesContexts(MemorySagaStorage):
+    """Updates the old context with the new one."""
+
+    async def update_context(self, saga_id: UUID, context: Context, *, expected_version: int | None = None) -> None:
+        merged = (await self.get_saga(saga_id)).context | context
+        await super().update_context(saga_id, merged, expected_version=expected_version)
+
+
+# Bad input
+
+
+class AcceptsTuples(MemorySagaStorage):
+    """Makes lists of tuples."""
+
+    async def update_context(self, saga_id: UUID, context: Context, *, expected_version: int | None = None) -> None:
+        if isinstance(context, dict):
+            context = {key: list(value) if isinstance(value, tuple) else value for key, value in context.items()}
+        await super().update_context(saga_id, context, expected_version=expected_version)
+
+
+class AcceptsNaN(MemorySagaStorage):
+    """Makes None of infinities and NaN on the first level."""
+
+    async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
+        if isinstance(context, dict) and context.get("price") == float("inf"):
+            context = {"price": None}
+        await super().create_saga(saga_id, name, context)
+
+
+class AcceptsIntKeys(MemorySagaStorage):
+    """Makes text of keys, as json.dumps does."""
+
+    async def save(self, checkpoint: Checkpoint) -> int:
+        if isinstance(checkpoint, Checkpoint) and isinstance(checkpoint.context, dict):
+            context = {f"{key}" if type(key) is int else key: value for key, value in checkpoint.context.items()}
+            checkpoint = replace(checkpoint, context=context)
+        return await super().save(checkpoint)
+
+
+class AcceptsTextIds(MemorySagaStorage):
+    """Takes the text of an id for the id."""
+
+    async def get_step_history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        return await super().get_step_history(UUID(saga_id) if isinstance(saga_id, str) else saga_id)
+
+
+class AcceptsAnyStatus(MemorySagaStorage):
+    """Writes whatever is said to be a status."""
+
+    async def update_status(self, saga_id: UUID, status: Any, *, expected_version: int | None = None) -> None:  # noqa: ANN401 - the mutation
+        await self._write(Write(saga_id, status=status, expected_version=expected_version))
+
+
+class CutsNames(MemorySagaStorage):
+    """Cuts names that are too long."""
+
+    async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
+        await super().create_saga(saga_id, name[:255] if isinstance(name, str) else name, context)
+
+
+class LooksBeforeChecking(MemorySagaStorage):
+    """Looks whether the saga is there before it checks the input."""
+
+    async def update_context(self, saga_id: UUID, context: Context, *, expected_version: int | None = None) -> None:
+        await self.get_saga(saga_id)
+        await super().update_context(saga_id, context, expected_version=expected_version)
+
+
+class RaisesValueErrors(MemorySagaStorage):
+    """Refuses bad input with another error."""
+
+    async def load_saga_state(self, saga_id: UUID) -> tuple[SagaStatus, Context]:
+        try:
+            return await super().load_saga_state(saga_id)
+        except InvalidSagaDataError as exc:
+            raise ValueError(exc) from exc
+
+
+class WritesStepsOneByOne(MemorySagaStorage):
+    """Writes a checkpoint step by step, until a bad one comes."""
+
+    async def save(self, checkpoint: Checkpoint) -> int:
+        for step in checkpoint.steps:
+            await super().save(Checkpoint(checkpoint.saga_id, steps=[step]))
+        return await super().save(replace(checkpoint, steps=()))
+
+
+# Many callers
+
+
+class ReadsThenWrites(MemorySession):
+    """Writes back the row that it read, however long ago."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        row = self._row(write.saga_id)
+        await asyncio.sleep(0)
+        return await super()._apply(write) if row is None or write.creates else self._update(row, write)
+
+
+class LooksThenCreates(MemorySession):
+    """Looks whether the id is free, and believes it ever after."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        if not write.creates or self._row(write.saga_id):
+            return await super()._apply(write)
+        await asyncio.sleep(0)
+        return self._insert(write)
+
+
+class LosesEntries(MemorySession):
+    """Writes back the history that it read, with its own entries."""
+
+    async def _lock(self, saga_id: UUID) -> None:
+        """Take no lock."""
+
+    async def commit(self) -> None:
+        histories = {saga_id: self._history(saga_id) for saga_id in self._logs}
+        await asyncio.sleep(0)
+        await super().commit()
+        self._database._logs.update(histories)
+
+
+class TakesNoLocks(MemorySession):
+    """Waits for nobody."""
+
+    async def _lock(self, saga_id: UUID) -> None:
+        """Take no lock."""
+
+
+class FailsTogether(MemorySession):
+    """Refuses a write because another one, of another saga, is refused meanwhile."""
+
+    refused: ClassVar[list[SagaStoreError]] = []
+
+    async def _apply(self, write: Write) -> Outcome:
+        outcome = await super()._apply(write)
+        if isinstance(outcome, SagaStoreError):
+            self.refused.append(outcome)
+        await asyncio.sleep(0)
+        return self.refused.pop() if self.refused else outcome
+
+
+# Transactions
+
+
+class KeepsWhatIsRolledBack(MemorySession):
+    """Keeps rows on rollback."""
+
+    async def rollback(self) -> None:
+        self._database._rows.update(self._rows)
+        await super().rollback()
+
+
+class KeepsEntriesRolledBack(MemorySession):
+    """Keeps entries on rollback."""
+
+    async def rollback(self) -> None:
+        for saga_id in self._rows:
+            self._database._logs[saga_id] = self._history(saga_id)
+        await super().rollback()
+
+    async def commit(self) -> None:
+        self._database._rows.update(self._rows)
+        await self.rollback()
+
+
+class ShowsUncommitted(MemorySession):
+    """Shows rows to others before the commit."""
+
+    def _store(self, row: _Row, write: Write) -> int:
+        version = super()._store(row, write)
+        self._database._rows.update(self._rows)
+        return version
+
+
+class AbortsOnRefusal(MemorySession):
+    """Drops the transaction's work when a write is refused, as a failed statement would."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        outcome = await super()._apply(write)
+        if isinstance(outcome, SagaStoreError):
+            await self.rollback()
+        return outcome
+
+
+# Stale sagas
+
+
+class ListsFinished(MemorySagaStorage):
+    """Lists finished sagas too."""
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        stale = await super()._fetch_stale(stale_after, limit, name, max_attempts)
+        rows = (row for row in self._view()._database._rows.values() if row.name == name)
+        return stale + [row.as_execution() for row in rows if row.status is SagaStatus.FAILED]
+
+
+class IgnoresAge(MemorySagaStorage):
+    """Lists fresh sagas too."""
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        return await super()._fetch_stale(stale_after * 0, limit, name, max_attempts)
+
+
+class IgnoresLimit(MemorySagaStorage):
+    """Lists all there are."""
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        return await super()._fetch_stale(stale_after, limit + 1000, name, max_attempts)
+
+
+class IgnoresName(MemorySagaStorage):
+    """Lists sagas of other names."""
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        return await super()._fetch_stale(stale_after, limit, name and None, max_attempts)
+
+
+class IgnoresAttempts(MemorySagaStorage):
+    """Lists exhausted sagas too."""
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        return await super()._fetch_stale(stale_after, limit, name, max_attempts + 1000)
+
+
+class ListsLatestFirst(MemorySagaStorage):
+    """Lists sagas in the opposite order."""
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        return (await super()._fetch_stale(stale_after, limit, name, max_attempts))[::-1]
+
+
+class ListsByAgeOnly(MemorySagaStorage):
+    """Lets a saga that fails again and again come first."""
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        stale = await super()._fetch_stale(stale_after, limit, name, max_attempts)
+        return sorted(stale, key=lambda saga: saga.updated_at)
+
+
+class ClaimsWhatItLists(MemorySagaStorage):
+    """Counts an attempt for each saga that it lists."""
+
+    async def _fetch_stale(
+        self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
+    ) -> list[SagaExecution]:
+        stale = await super()._fetch_stale(stale_after, limit, name, max_attempts)
+        for saga in stale:
+            await self.save(Checkpoint(saga.id, recovery_attempts=saga.recovery_attempts + 1))
+        return stale
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A broken twin, and the test of the kit that has to notice it."""
+
+    broken: type[MemorySession | MemorySagaStorage]
+    subject: type[Contract]
+    test: str
+    clock: Callable[[], datetime] | None = None
+
+    def __str__(self) -> str:
+        return self.name.removeprefix("Broken")
+
+    @property
+    def name(self) -> str:
+        return f"Broken{self.broken.__name__}{self.subject.__name__}"
+
+    def as_test_class(self) -> type[Contract]:
+        """Return the subject on the broken twin, for pytest to collect."""
+        place = "session_class" if issubclass(self.broken, MemorySession) else "storage_class"
+        attributes: dict[str, object] = {place: self.broken, "__module__": __name__}
+        if self.clock:
+            attributes["clock"] = staticmethod(self.clock)
+        return type(self.name, (Twin, self.subject), attributes)
+
+
+def stopped_clock() -> datetime:
+    return datetime(2024, 1, 1, tzinfo=UTC)
+
+
+MUTANTS = (
+    Mutant(ForgetsVersions, VersionContract, "test_other_version_is_refused[update_context]"),
+    Mutant(CountsEntries, VersionContract, "test_entries_leave_the_version"),
+    Mutant(CountsDifferences, VersionContract, "test_same_value_counts"),
+    Mutant(ChecksBeforeWaiting, CheckpointIsolationContract, "test_expected_version_is_checked_after_the_wait"),
+    Mutant(KeepsStepsOfRefused, VersionContract, "test_other_version_is_refused[save-all]"),
+    Mutant(IgnoresMissing, AbsenceContract, "test_missing_saga_is_an_error[update_status]"),
+    Mutant(ReadsEmptyHistory, AbsenceContract, "test_missing_saga_is_an_error[get_step_history]"),
+    Mutant(CreatesWhatIsMissing, AbsenceContract, "test_refused_writes_create_nothing"),
+    Mutant(CreatesOver, CreationContract, "test_taken_id_is_refused"),
+    Mutant(ReportsTakenIdLate, CreationContract, "test_refused_creation_leaves_the_saga"),
+    Mutant(OrdersByTime, HistoryContract, "test_order_within_a_unit", clock=stopped_clock),
+    Mutant(LosesEmptyDetails, HistoryContract, "test_empty_details_stay_empty"),
+    Mutant(ForgetsTimeZones, HistoryContract, "test_times_are_aware"),
+    Mutant(ReversesSteps, CheckpointContract, "test_steps_keep_their_order"),
+    Mutant(AliasesIn, CopyContract, "test_created_context_is_copied_in"),
+    Mutant(AliasesOut, CopyContract, "test_context_is_copied_out"),
+    Mutant(MakesIntsOfFloats, FidelityContract, "test_numbers_round_trip"),
+    Mutant(ForgetsSigns, FidelityContract, "test_numbers_round_trip"),
+    Mutant(SortsKeys, FidelityContract, "test_keys_round_trip"),
+    Mutant(DropsNul, FidelityContract, "test_texts_round_trip"),
+    Mutant(ReplacesSurrogates, FidelityContract, "test_texts_round_trip"),
+    Mutant(MergesContexts, StateContract, "test_context_is_replaced_whole"),
+    Mutant(AcceptsTuples, RefusalContract, "test_bad_input_is_refused[update_context]"),
+    Mutant(AcceptsNaN, RefusalContract, "test_bad_input_is_refused[create_saga]"),
+    Mutant(AcceptsIntKeys, CheckpointRefusalContract, "test_bad_checkpoint_is_refused[save]"),
+    Mutant(AcceptsTextIds, RefusalContract, "test_bad_input_is_refused[get_step_history]"),
+    Mutant(AcceptsAnyStatus, RefusalContract, "test_bad_input_is_refused[update_status]"),
+    Mutant(CutsNames, RefusalContract, "test_bad_input_is_refused[create_saga]"),
+    Mutant(LooksBeforeChecking, RefusalContract, "test_bad_input_comes_first[update_context]"),
+    Mutant(RaisesValueErrors, RefusalContract, "test_bad_input_is_refused[load_saga_state]"),
+    Mutant(WritesStepsOneByOne, CheckpointContract, "test_bad_step_is_refused_whole"),
+    Mutant(ReadsThenWrites, VersionRaceContract, "test_every_update_counts"),
+    Mutant(ReadsThenWrites, ConcurrencyContract, "test_writers_of_different_things"),
+    Mutant(LooksThenCreates, ConcurrencyContract, "test_one_creator_wins"),
+    Mutant(LosesEntries, ConcurrencyContract, "test_no_entry_is_lost"),
+    Mutant(FailsTogether, ConcurrencyContract, "test_refusal_hurts_no_neighbour"),
+    Mutant(TakesNoLocks, LockContract, "test_update_waits_for_the_commit"),
+    Mutant(KeepsWhatIsRolledBack, IsolationContract, "test_leaving_rolls_back"),
+    Mutant(KeepsEntriesRolledBack, IsolationContract, "test_rollback_of_changes"),
+    Mutant(ShowsUncommitted, IsolationContract, "test_creation_is_unseen_before_the_commit"),
+    Mutant(AbortsOnRefusal, IsolationContract, "test_goes_on_after_taken_id"),
+    Mutant(ListsFinished, StalenessContract, "test_unfinished_sagas_are_listed"),
+    Mutant(IgnoresAge, StalenessContract, "test_fresh_sagas_are_left_out"),
+    Mutant(IgnoresLimit, StalenessContract, "test_limit"),
+    Mutant(IgnoresName, StalenessContract, "test_other_names_are_left_out"),
+    Mutant(IgnoresAttempts, StalenessContract, "test_exhausted_sagas_are_left_out"),
+    Mutant(ListsLatestFirst, StalenessContract, "test_longest_unchanged_first"),
+    Mutant(ListsByAgeOnly, StalenessContract, "test_fewest_attempts_first"),
+    Mutant(ClaimsWhatItLists, StalenessContract, "test_listing_claims_nothing"),
+)
+
+# Where pytest looks for test classes.
+globals().update({mutant.name: mutant.as_test_class() for mutant in MUTANTS})
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Which tests of which class passed, and which failed."""
+
+    passed: dict[str, set[str]]
+    failed: dict[str, set[str]]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    path = tmp_path_factory.mktemp("mutations") / "report.xml"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", __file__, f"--junitxml={path}", "--quiet"),
+            # Neither this module's own tests nor the server that they would start, and the same order each time.
+            *("-o", "python_classes=Sound Broken", "-o", "python_functions=none"),
+            *("--noconftest", "-p", "no:randomly", "-p", "no:cacheprovider"),
+        ],
+        check=False,  # nearly all of it is to fail
+        capture_output=True,
+        timeout=300,
+    )
+    report = Report(defaultdict(set), defaultdict(set))
+    for case in ET.parse(path).iter("testcase"):  # noqa: S314 - pytest has just written it
+        broken = any(child.tag in {"failure", "error"} for child in case)
+        tests = report.failed if broken else report.passed
+        tests[case.attrib["classname"].rpartition(".")[2]].add(case.attrib["name"])
+    return report
+
+
+def test_sound_twin_passes(report: Report) -> None:
+    """The control: the twin as it is passes the whole kit, run in the same way."""
+    assert report.failed["SoundTwin"] == set()
+    assert len(report.passed["SoundTwin"]) > 150
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_mutant_is_noticed(report: Report, mutant: Mutant) -> None:
+    """The kit notices what is broken, by the test whose sentence it breaks."""
+    assert mutant.test in report.failed[mutant.name]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_mutant_breaks_little(report: Report, mutant: Mutant) -> None:
+    """No mutant is so broken that every test would notice it: some of its subject's tests pass."""
+    assert report.passed[mutant.name]
