@@ -26,6 +26,7 @@ from saga_store.model import (
     SagaStepStatus,
     StepAction,
 )
+from saga_store.run import SagaRun
 from saga_store.storage import SagaStorage
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "SagaExecution",
     "SagaLogEntry",
     "SagaNotFoundError",
+    "SagaRun",
     "SagaStatus",
     "SagaStepStatus",
     "SagaStorage",

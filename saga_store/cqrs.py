@@ -1,8 +1,9 @@
 """Any storage of this package as the saga storage of python-cqrs 5: its types and exceptions in and out."""
 
+import abc
 import json
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -19,40 +20,33 @@ except ImportError as exc:
 
 from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaNotFoundError
 from saga_store.interface import ICheckpointStorage
-from saga_store.model import Checkpoint, SagaStatus, SagaStepStatus, StepAction
+from saga_store.model import Checkpoint, Context, SagaStatus, SagaStepStatus, StepAction
+from saga_store.run import SagaRun
+from saga_store.storage import SagaStorage
 
 
-class CqrsSagaStorage(CqrsStorage):
-    """A python-cqrs ``ISagaStorage`` that keeps its sagas in a storage of this package.
+class _EngineCalls(abc.ABC):
+    """The six methods as python-cqrs calls them, on the storage and on a run alike."""
 
-    Give it to ``SagaMediator``, ``Saga.transaction``, ``bootstrap`` and ``recover_saga``. It has no state
-    of its own: one may serve the whole application, as far as the storage below it may.
+    @abc.abstractmethod
+    def _of(self, saga_id: UUID) -> ICheckpointStorage | SagaRun:
+        """Return what the calls for this saga go to."""
 
-    - A missing saga is a ``ValueError`` in every method, as is creating one that exists; a version conflict
-      is python-cqrs's ``SagaConcurrencyError``. The storage's own error is the ``__cause__``.
-    - Every other error is the storage's own, unchanged: ``InvalidSagaDataError`` (a ``ValueError`` too),
-      ``StorageUnavailableError``, ``UnknownOutcomeError``, ``SchemaError``.
-    - Contexts are stored as the JSON that the fields of a ``SagaContext`` are read back from: tuples become
-      lists, and keys that are numbers or booleans become strings.
-
-    Args:
-        storage: Where the sagas are; its bind decides when a call is committed.
-    """
-
-    def __init__(self, storage: ICheckpointStorage) -> None:
-        self._storage = storage
+    @abc.abstractmethod
+    async def _load(self, saga_id: UUID) -> tuple[SagaStatus, Context, int]:
+        """Return status, context and version."""
 
     async def create_saga(self, saga_id: UUID, name: str, context: dict[str, Any]) -> None:
         with _engine_errors():
-            await self._storage.create_saga(saga_id, name, _json_form(context))
+            await self._of(saga_id).create_saga(saga_id, name, _json_form(context))
 
     async def update_context(self, saga_id: UUID, context: dict[str, Any], current_version: int | None = None) -> None:
         with _engine_errors():
-            await self._storage.update_context(saga_id, _json_form(context), expected_version=current_version)
+            await self._of(saga_id).update_context(saga_id, _json_form(context), expected_version=current_version)
 
     async def update_status(self, saga_id: UUID, status: CqrsStatus) -> None:
         with _engine_errors():
-            await self._storage.update_status(saga_id, _our_status(status))
+            await self._of(saga_id).update_status(saga_id, _our_status(status))
 
     async def log_step(
         self,
@@ -67,7 +61,7 @@ class CqrsSagaStorage(CqrsStorage):
         The engine logs ``str(exception)`` before it compensates: if that were refused, nothing would be undone.
         """
         with _engine_errors():
-            await self._storage.log_step(
+            await self._of(saga_id).log_step(
                 saga_id,
                 step_name,
                 action,
@@ -83,16 +77,16 @@ class CqrsSagaStorage(CqrsStorage):
     ) -> tuple[CqrsStatus, dict[str, Any], int]:
         """Return status, context and version.
 
-        ``read_for_update`` locks nothing: each call is a transaction of its own, so the lock would be gone
-        when this returns. The version is what guards against somebody who writes in between.
+        ``read_for_update`` locks nothing: no lock is held while a step works. The version is what guards
+        against somebody who writes in between.
         """
         with _engine_errors():
-            saga = await self._storage.get_saga(saga_id)
-        return CqrsStatus[saga.status.name], saga.context, saga.version
+            status, context, version = await self._load(saga_id)
+        return CqrsStatus[status.name], context, version
 
     async def get_step_history(self, saga_id: UUID) -> list[CqrsLogEntry]:
         with _engine_errors():
-            history = await self._storage.get_step_history(saga_id)
+            history = await self._of(saga_id).get_step_history(saga_id)
         return [
             CqrsLogEntry(
                 saga_id=entry.saga_id,
@@ -104,6 +98,39 @@ class CqrsSagaStorage(CqrsStorage):
             )
             for entry in history
         ]
+
+
+class CqrsSagaStorage(_EngineCalls, CqrsStorage):
+    """A python-cqrs ``ISagaStorage`` that keeps its sagas in a storage of this package.
+
+    Give it to ``SagaMediator``, ``Saga.transaction``, ``bootstrap`` and ``recover_saga``. It has no state
+    of its own: one may serve the whole application, as far as the storage below it may.
+
+    - A missing saga is a ``ValueError`` in every method, as is creating one that exists; a version conflict
+      is python-cqrs's ``SagaConcurrencyError``. The storage's own error is the ``__cause__``.
+    - Every other error is the storage's own, unchanged: ``InvalidSagaDataError`` (a ``ValueError`` too),
+      ``StorageUnavailableError``, ``UnknownOutcomeError``, ``SchemaError``.
+    - Contexts are stored as the JSON that the fields of a ``SagaContext`` are read back from: tuples become
+      lists, and keys that are numbers or booleans become strings.
+
+    Args:
+        storage: Where the sagas are; its bind decides when a call is committed. With a ``SagaStorage``, as
+            all of this package are, the engine works in runs: it writes one statement per checkpoint, and
+            holds no connection while a step acts. With another, it writes one statement per call.
+        write_ahead: Write that a step has STARTED before it acts, so that a crash inside it leaves a trace.
+            It costs a run one more statement for each step; without runs it is always so.
+    """
+
+    def __init__(self, storage: ICheckpointStorage, *, write_ahead: bool = False) -> None:
+        self._storage = storage
+        self._write_ahead = write_ahead
+
+    def _of(self, saga_id: UUID) -> ICheckpointStorage:  # noqa: ARG002 - a run minds the id
+        return self._storage
+
+    async def _load(self, saga_id: UUID) -> tuple[SagaStatus, Context, int]:
+        saga = await self._storage.get_saga(saga_id)
+        return saga.status, saga.context, saga.version
 
     async def get_sagas_for_recovery(
         self,
@@ -144,8 +171,47 @@ class CqrsSagaStorage(CqrsStorage):
             await self._storage.save(Checkpoint(saga_id, recovery_attempts=attempts))
 
     def create_run(self) -> AbstractAsyncContextManager[SagaStorageRun]:
-        """Tell the engine that there are no scoped runs: it then calls the storage itself, which commits each call."""
-        raise NotImplementedError("CqrsSagaStorage has no scoped runs; call its methods, which commit by themselves")
+        """Begin a run: what it is told is written at its ``commit()``, as one statement; see ``SagaRun``."""
+        if not isinstance(self._storage, SagaStorage):
+            # The engine takes this for "call the storage itself".
+            raise NotImplementedError(f"{type(self._storage).__name__} has no runs")
+        return _run(_CqrsRun(self._storage, write_ahead=self._write_ahead))
+
+
+class _CqrsRun(_EngineCalls, SagaStorageRun):
+    """The engine names the saga with each call; in practice it is one and the same."""
+
+    def __init__(self, storage: SagaStorage, *, write_ahead: bool) -> None:
+        self._storage = storage
+        self._write_ahead = write_ahead
+        self._runs: dict[UUID, SagaRun] = {}
+
+    def _of(self, saga_id: UUID) -> SagaRun:
+        if saga_id not in self._runs:
+            self._runs[saga_id] = self._storage.run(saga_id, write_ahead=self._write_ahead)
+        return self._runs[saga_id]
+
+    async def _load(self, saga_id: UUID) -> tuple[SagaStatus, Context, int]:
+        run = self._of(saga_id)
+        status, context = await run.load_saga_state(saga_id)
+        return status, context, run.version or 1
+
+    async def commit(self) -> None:
+        with _engine_errors():
+            for run in self._runs.values():
+                await run.commit()
+
+    async def rollback(self) -> None:
+        for run in self._runs.values():
+            await run.rollback()
+
+
+@asynccontextmanager
+async def _run(run: _CqrsRun) -> AsyncIterator[_CqrsRun]:
+    try:
+        yield run
+    finally:
+        await run.rollback()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from uuid import UUID
 
 from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaNotFoundError
 from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus
-from saga_store.storage import Outcome, SagaStorage, Write
+from saga_store.storage import SagaStorage
 from saga_store.validation import decode_context
+from saga_store.write import Outcome, Write
 
 _UNFINISHED = (SagaStatus.PENDING, SagaStatus.RUNNING, SagaStatus.COMPENSATING)
 
@@ -167,6 +169,7 @@ class MemorySession:
     def _store(self, row: _Row, write: Write) -> int:
         database = self._database
         self._rows[row.id] = row
+        now = database._clock()
         self._logs.setdefault(row.id, []).extend(
             SagaLogEntry(
                 id=next(database._sequence),
@@ -175,9 +178,9 @@ class MemorySession:
                 action=step.action,
                 status=step.status,
                 details=step.details,
-                created_at=database._clock(),
+                created_at=now - timedelta(seconds=age),
             )
-            for step in write.steps
+            for step, age in zip(write.steps, write.ages(time.monotonic()), strict=True)
         )
         return row.version
 

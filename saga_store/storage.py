@@ -6,12 +6,10 @@ which two of them could drift apart.
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeAlias
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError, SagaStoreError
+from saga_store.errors import SagaStoreError
 from saga_store.interface import ICheckpointStorage
 from saga_store.model import (
     Checkpoint,
@@ -23,6 +21,7 @@ from saga_store.model import (
     SagaStepStatus,
     StepAction,
 )
+from saga_store.run import SagaRun
 from saga_store.validation import (
     encode_context,
     valid_count,
@@ -33,33 +32,9 @@ from saga_store.validation import (
     valid_step,
     valid_version,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A checkpoint that has been checked, its context already JSON text."""
-
-    saga_id: UUID
-    name: str | None = None
-    status: SagaStatus | None = None
-    context: str | None = None
-    steps: tuple[LogStep, ...] = ()
-    recovery_attempts: int | None = None
-    expected_version: int | None = None
-
-    @property
-    def creates(self) -> bool:
-        return self.name is not None
-
-    @property
-    def changes_row(self) -> bool:
-        return self.status is not None or self.context is not None or self.recovery_attempts is not None
-
+from saga_store.write import Outcome, Write, checked
 
 _A_CENTURY = timedelta(days=36525)
-
-Outcome: TypeAlias = int | SagaStoreError
-"""What came of a write: the saga's version afterwards, or the error to raise."""
 
 
 class SagaStorage(ICheckpointStorage):
@@ -126,7 +101,7 @@ class SagaStorage(ICheckpointStorage):
         return await self._fetch_history(valid_id(saga_id))
 
     async def save(self, checkpoint: Checkpoint) -> int:
-        return await self._write(_checked(checkpoint))
+        return await self._write(checked(checkpoint))
 
     async def get_saga(self, saga_id: UUID) -> SagaExecution:
         return await self._fetch_saga(valid_id(saga_id))
@@ -147,31 +122,16 @@ class SagaStorage(ICheckpointStorage):
             valid_count("max_attempts", max_attempts),
         )
 
+    def run(self, saga_id: UUID, *, write_ahead: bool = False) -> SagaRun:
+        """Begin a unit of work on one saga, to be entered with ``async with``; see ``SagaRun``.
+
+        Raises:
+            InvalidSagaDataError: The id is no UUID.
+        """
+        return SagaRun(self, valid_id(saga_id), write_ahead=write_ahead)
+
     async def _write(self, write: Write) -> int:
         [outcome] = await self._apply([write])
         if isinstance(outcome, SagaStoreError):
             raise outcome
         return outcome
-
-
-def _checked(checkpoint: Checkpoint) -> Write:
-    if not isinstance(checkpoint, Checkpoint):
-        raise InvalidSagaDataError("checkpoint", f"must be a Checkpoint, not a {type(checkpoint).__name__}")
-    steps = checkpoint.steps
-    if not isinstance(steps, list | tuple):
-        raise InvalidSagaDataError("steps", f"must be a list or tuple of LogStep, not a {type(steps).__name__}")
-    attempts = checkpoint.recovery_attempts
-    write = Write(
-        valid_id(checkpoint.saga_id),
-        name=None if checkpoint.name is None else valid_name("name", checkpoint.name),
-        status=None if checkpoint.status is None else valid_status(checkpoint.status),
-        context=None if checkpoint.context is None else encode_context(checkpoint.context),
-        steps=tuple(valid_step(step) for step in steps),
-        recovery_attempts=None if attempts is None else valid_count("recovery_attempts", attempts),
-        expected_version=valid_version(checkpoint.expected_version),
-    )
-    if write.creates and write.expected_version is not None:
-        raise InvalidSagaDataError("expected_version", "must be None for a new saga, which has no version yet")
-    if not (write.creates or write.changes_row or write.steps):
-        raise InvalidSagaDataError("checkpoint", "writes nothing; give it a name, a status, a context or steps")
-    return write

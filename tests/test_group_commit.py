@@ -51,7 +51,7 @@ from saga_store import (
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy import group_commit as module
 from saga_store.sqlalchemy.group_commit import GroupCommit
-from saga_store.storage import Outcome, Write
+from saga_store.write import Outcome, Write
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database
 from tests.proxy import Cut, Proxy

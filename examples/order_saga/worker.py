@@ -78,7 +78,7 @@ def container_for(shop: Shop) -> DIContainer:
 
 async def main(arguments: argparse.Namespace) -> None:
     engine = connect(os.environ["DATABASE_URL"])
-    storage = CqrsSagaStorage(SqlAlchemySagaStorage(engine))
+    storage = CqrsSagaStorage(SqlAlchemySagaStorage(engine), write_ahead=True)
     try:
         if arguments.command == "recover":
             await recover(storage, container_for(Shop(engine)))

@@ -23,7 +23,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError, UnknownOutcomeError
-from saga_store.storage import Outcome, Write
+from saga_store.write import Outcome, Write
 
 MAX_BATCH_ROWS = 1000
 MAX_BATCH_BYTES = 4 * 1024 * 1024

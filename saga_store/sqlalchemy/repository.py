@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -26,8 +27,9 @@ from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.sqlalchemy.statements import HISTORY, REVISION, SAGA, SAVE, SAVE_UNLOCKED, STALE
 from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
-from saga_store.storage import Outcome, SagaStorage, Write
+from saga_store.storage import SagaStorage
 from saga_store.validation import decode_context
+from saga_store.write import Outcome, Write
 
 # PostgreSQL's codes: a table, column or schema isn't there.
 _SCHEMA_CODES = {"42P01", "42703", "3F000"}
@@ -182,6 +184,7 @@ async def _read_revision(engine: AsyncEngine) -> str | None:
 
 
 def _save_parameters(writes: Sequence[Write]) -> dict[str, object]:
+    now = time.monotonic()
     steps = [(write.saga_id, step) for write in writes for step in write.steps]
     return {
         "saga_ids": [write.saga_id for write in writes],
@@ -195,6 +198,7 @@ def _save_parameters(writes: Sequence[Write]) -> dict[str, object]:
         "step_actions": [step.action for _, step in steps],
         "step_statuses": [_plain(step.status) for _, step in steps],
         "step_details": [step.details for _, step in steps],
+        "step_ages": [age for write in writes for age in write.ages(now)],
     }
 
 

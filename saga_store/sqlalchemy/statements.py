@@ -10,7 +10,8 @@ from sqlalchemy import text
 #   log entries follow the order of its commits, and makes `version` the latest committed one.
 # - LATERAL makes it one index probe a saga whatever the statistics say: a cached plan made when the table
 #   was empty must not turn into a sequential scan per write when it is full.
-# - The times are the statement's, not the transaction's, which may have begun long ago.
+# - The times are the statement's, not the transaction's, which may have begun long ago; a step that waited in
+#   a buffer gets the time at which it was logged.
 # - Where a locked row isn't waited for, `is_there` tells it from a missing one.
 _SAVE = """
 WITH input AS MATERIALIZED (
@@ -55,11 +56,12 @@ WITH input AS MATERIALIZED (
     SELECT id, version FROM locked WHERE accepted AND NOT changes
 ), logged AS (
     INSERT INTO saga_logs (saga_id, step_name, action, status, details, created_at)
-    SELECT s.saga_id, s.step_name, s.action, s.status, s.details, statement_timestamp()
+    SELECT s.saga_id, s.step_name, s.action, s.status, s.details,
+        statement_timestamp() - make_interval(secs => s.age)
     FROM unnest(
         CAST(:step_saga_ids AS uuid[]), CAST(:step_names AS text[]), CAST(:step_actions AS text[]),
-        CAST(:step_statuses AS text[]), CAST(:step_details AS text[])
-    ) WITH ORDINALITY AS s (saga_id, step_name, action, status, details, position)
+        CAST(:step_statuses AS text[]), CAST(:step_details AS text[]), CAST(:step_ages AS double precision[])
+    ) WITH ORDINALITY AS s (saga_id, step_name, action, status, details, age, position)
     JOIN written w ON w.id = s.saga_id
     ORDER BY s.position
 )

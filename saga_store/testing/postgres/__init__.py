@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
+from saga_store.testing.postgres.cluster import embedded
 from saga_store.testing.postgres.container import docker
-from saga_store.testing.postgres.embedded import embedded
 from saga_store.testing.postgres.server import PostgresServer, PostgresUnavailableError, external
 
 __all__ = ["PostgresServer", "PostgresUnavailableError", "docker", "embedded", "external", "serve"]

@@ -30,6 +30,7 @@ def docker(image: str | None = None) -> Iterator[PostgresServer]:
         from docker.errors import DockerException  # type: ignore[import-untyped]  # noqa: PLC0415
         from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415
         from testcontainers.core.config import testcontainers_config  # noqa: PLC0415
+        from testcontainers.core.wait_strategies import LogMessageWaitStrategy  # noqa: PLC0415
     except ImportError as exc:
         raise PostgresUnavailableError(
             "testcontainers isn't installed", f"Run: pip install 'saga-store[testing]', or {OTHERWISE}."
@@ -42,8 +43,7 @@ def docker(image: str | None = None) -> Iterator[PostgresServer]:
             # testcontainers wouldn't start without its reaper's image. What a killed run leaves, the next one removes.
             testcontainers_config.ryuk_disabled = True
             _remove_orphans(client)
-    if "TC_MAX_TRIES" not in os.environ:
-        # Two minutes' wait for a container that died at once would be the default.
+    if "TC_MAX_TRIES" not in os.environ:  # whose default is to wait for two minutes
         testcontainers_config.max_tries, testcontainers_config.sleep_time = 150, 0.2
     # A folder of our own: the image's has moved in PostgreSQL 18, and a mount at its old place is refused since.
     container = (
@@ -51,13 +51,15 @@ def docker(image: str | None = None) -> Iterator[PostgresServer]:
         .with_tmpfs_mount(FOLDER)
         .with_env("PGDATA", f"{FOLDER}/data")
         .with_command(["postgres", *(word for setting in SETTINGS for word in ("-c", setting))])
+        # It also notices a container that has died, which testcontainers' own wait for psql doesn't.
+        .waiting_for(LogMessageWaitStrategy("ready to accept connections"))
         .with_kwargs(labels={"saga-store.host": socket.gethostname(), "saga-store.pid": str(os.getpid())})
     )
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(container)
             server = stack.enter_context(external(container.get_connection_url()))
-        except (DockerException, OSError, PostgresUnavailableError) as exc:
+        except (DockerException, OSError, RuntimeError) as exc:
             raise PostgresUnavailableError(
                 f"the container of {image} didn't start: {str(exc).strip()}",
                 f"See what `docker run --rm -e POSTGRES_PASSWORD=x {image}` says, or {OTHERWISE}.",
@@ -93,9 +95,9 @@ def _require_image(client: Any, image: str) -> None:  # noqa: ANN401 - docker ha
             client.images.pull(image)
         except (DockerException, OSError) as exc:
             raise PostgresUnavailableError(
-                f"the image {image} isn't here and can't be pulled ({exc})",
+                f"the image {image} isn't here and can't be pulled",
                 f"Run `docker pull {image}` where a registry can be reached, or name an image that is here in "
-                f"SAGA_STORE_TEST_PG_IMAGE, or {OTHERWISE}.",
+                f"SAGA_STORE_TEST_PG_IMAGE, or {OTHERWISE}. ({exc})",
             ) from exc
 
 

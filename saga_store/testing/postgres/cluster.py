@@ -181,7 +181,8 @@ class Cluster:
             wrapper += [f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"]
             if _closed(self.folder) or _closed(self.programs / program):
                 # A checkout below /root, say: of all that root may do, the server keeps the right to pass closed doors.
-                wrapper += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+                # access(2), which PostgreSQL asks about its own programs, wouldn't count it without the securebit.
+                wrapper += ["--securebits=+no_setuid_fixup", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
         return [*wrapper, "--"]
 
     def _failure(self, what: str) -> PostgresUnavailableError:
@@ -231,16 +232,19 @@ def _locked(folder: Path) -> Iterator[int]:
                 break
             except BlockingIOError as exc:
                 lock.seek(0)
-                owner = lock.read() or "just starting"
-                if time.monotonic() > deadline or not owner.isdigit() or _alive(int(owner)):
+                owner = lock.read()
+                if time.monotonic() > deadline or (owner and _alive(int(owner))):
                     raise PostgresUnavailableError(
                         f"another server runs in {folder} (process {owner})", "Let it end, or use another folder."
                     ) from exc
-                time.sleep(0.05)  # its owner was killed: it is going
+                time.sleep(0.05)  # its owner has ended or was killed, and it is on its way out
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield lock.fileno()
+        try:
+            yield lock.fileno()
+        finally:
+            lock.truncate(0)
 
 
 def _alive(pid: int) -> bool:

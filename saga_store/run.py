@@ -1,0 +1,243 @@
+"""A unit of work on one saga: buffered in memory, written as one checkpoint, fenced by the version seen."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Protocol, Self
+from uuid import UUID
+
+from saga_store.errors import InvalidSagaDataError, SagaAlreadyExistsError, SagaConcurrencyError
+from saga_store.interface import ISagaStorage
+from saga_store.model import Context, LogStep, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
+from saga_store.validation import (
+    decode_context,
+    encode_context,
+    valid_id,
+    valid_name,
+    valid_status,
+    valid_step,
+    valid_version,
+)
+from saga_store.write import Write
+
+_logger = logging.getLogger("saga_store")
+
+
+class _Store(Protocol):
+    """What a run needs of its storage."""
+
+    async def get_saga(self, saga_id: UUID) -> SagaExecution: ...
+
+    async def get_step_history(self, saga_id: UUID) -> list[SagaLogEntry]: ...
+
+    async def _write(self, write: Write) -> int: ...
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The saga as the run last read or wrote it."""
+
+    version: int
+    status: SagaStatus
+    context: str
+
+
+@dataclass(slots=True)
+class _Buffered:
+    """What the run has yet to write."""
+
+    name: str | None = None
+    status: SagaStatus | None = None
+    context: str | None = None
+    steps: list[LogStep] = field(default_factory=list)
+    logged_at: list[float] = field(default_factory=list)
+    times: list[datetime] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.name or self.status or self.context or self.steps)
+
+
+class SagaRun(ISagaStorage):
+    """The six methods for one saga, buffered until ``commit()`` writes them as one checkpoint.
+
+    Made by ``storage.run(saga_id)``, to be used in ``async with``, by one task. Between two commits nothing is
+    held: no connection, no transaction, no lock. Instead the run remembers the version of the saga that it
+    read first, and its writes are refused if somebody else has changed the saga since.
+
+    - Reads see the run's own buffered writes. A buffered log entry has a provisional id and time, the final
+      ones are given when it is written; its time will be the one at which it was logged.
+    - A write to a missing saga, a second create and bad input are refused at the call, not at the commit.
+    - Leaving the run, normally or by an exception, drops what isn't committed, as a SQLAlchemy session
+      does. Leaving it normally with something uncommitted also logs a warning, to the logger ``saga_store``.
+    - With a storage that is bound to a session or connection, ``commit()`` writes into the caller's
+      transaction, which remains the caller's to commit.
+
+    A method that is given another saga's id raises InvalidSagaDataError.
+
+    Args:
+        storage: Where the run reads and writes.
+        saga_id: The saga that it is a run of.
+        write_ahead: Commit at once when a step is logged as STARTED, so that a crash inside the step leaves
+            a trace; it costs one more statement for each step.
+    """
+
+    def __init__(self, storage: _Store, saga_id: UUID, *, write_ahead: bool = False) -> None:
+        self._storage = storage
+        self._saga_id = saga_id
+        self._write_ahead = write_ahead
+        self._seen: _Seen | None = None
+        self._buffered = _Buffered()
+
+    @property
+    def saga_id(self) -> UUID:
+        """The saga that this is a run of."""
+        return self._saga_id
+
+    @property
+    def version(self) -> int | None:
+        """The version that fences the next commit; None if the run has neither read nor created the saga."""
+        return self._seen.version if self._seen else None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._buffered and kind is None:
+            _logger.warning(
+                "the run of saga %s was left with writes that weren't committed, and they are dropped; "
+                "call commit() before leaving it",
+                self._saga_id,
+            )
+        await self.rollback()
+
+    async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
+        """Buffer the creation of the saga.
+
+        Raises:
+            SagaAlreadyExistsError: The run has seen or created the saga already. If somebody else has, that
+                shows at the commit.
+            InvalidSagaDataError: See ``saga_store.interface``.
+        """
+        self._check_id(saga_id)
+        name, text = valid_name("name", name), encode_context(context)
+        if self._seen or self._buffered.name:
+            raise SagaAlreadyExistsError(saga_id)
+        self._buffered.name, self._buffered.context = name, text
+
+    async def update_context(self, saga_id: UUID, context: Context, *, expected_version: int | None = None) -> None:
+        """Buffer the new context.
+
+        Raises:
+            SagaConcurrencyError: The run has seen another version than the expected one.
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: See ``saga_store.interface``.
+        """
+        self._check_id(saga_id)
+        text = encode_context(context)
+        await self._see(valid_version(expected_version))
+        self._buffered.context = text
+
+    async def update_status(self, saga_id: UUID, status: SagaStatus, *, expected_version: int | None = None) -> None:
+        """Buffer the new status.
+
+        Raises:
+            SagaConcurrencyError: The run has seen another version than the expected one.
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: See ``saga_store.interface``.
+        """
+        self._check_id(saga_id)
+        status = valid_status(status)
+        await self._see(valid_version(expected_version))
+        self._buffered.status = status
+
+    async def log_step(
+        self,
+        saga_id: UUID,
+        step_name: str,
+        action: StepAction,
+        status: SagaStepStatus,
+        details: str | None = None,
+    ) -> None:
+        self._check_id(saga_id)
+        step = valid_step(LogStep(step_name, action, status, details))
+        moment, now = time.monotonic(), datetime.now(UTC)
+        await self._see()
+        self._buffered.steps.append(step)
+        self._buffered.logged_at.append(moment)
+        self._buffered.times.append(now)
+        if self._write_ahead and step.status is SagaStepStatus.STARTED:
+            await self.commit()
+
+    async def load_saga_state(self, saga_id: UUID) -> tuple[SagaStatus, Context]:
+        self._check_id(saga_id)
+        seen = await self._see()
+        status = self._buffered.status or (seen.status if seen else SagaStatus.PENDING)
+        return status, decode_context(self._buffered.context or (seen.context if seen else "{}"))
+
+    async def get_step_history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        self._check_id(saga_id)
+        history = await self._storage.get_step_history(saga_id) if await self._see() else []
+        last = history[-1].id if history else 0
+        buffered = zip(self._buffered.steps, self._buffered.times, strict=True)
+        return history + [
+            SagaLogEntry(last + number, saga_id, step.step_name, step.action, step.status, step.details, moment)
+            for number, (step, moment) in enumerate(buffered, start=1)
+        ]
+
+    async def commit(self) -> None:
+        """Write what is buffered as one checkpoint, in one statement; with nothing buffered, do nothing.
+
+        When it raises, everything stays buffered. After UnknownOutcomeError committing again can't write
+        twice, since what was written raised the version, and is refused the second time; unless only log
+        entries were buffered, which don't raise it.
+
+        Raises:
+            SagaConcurrencyError: Somebody else has changed the saga since the run saw it.
+            SagaAlreadyExistsError: The run creates the saga, and somebody else has created it.
+            SagaNotFoundError: The saga was deleted since the run saw it.
+        """
+        buffered = self._buffered
+        if not buffered:
+            return
+        version = await self._storage._write(  # noqa: SLF001 - a run is the other half of its storage
+            Write(
+                self._saga_id,
+                name=buffered.name,
+                status=buffered.status,
+                context=buffered.context,
+                steps=tuple(buffered.steps),
+                logged_at=tuple(buffered.logged_at),
+                expected_version=self.version,
+            )
+        )
+        self._seen = _Seen(
+            version,
+            buffered.status or (self._seen.status if self._seen else SagaStatus.PENDING),
+            buffered.context or (self._seen.context if self._seen else "{}"),
+        )
+        self._buffered = _Buffered()
+
+    async def rollback(self) -> None:
+        """Drop what is buffered, and forget what was read: the next call reads the saga afresh."""
+        self._buffered = _Buffered()
+        self._seen = None
+
+    def _check_id(self, saga_id: UUID) -> None:
+        if valid_id(saga_id) != self._saga_id:
+            raise InvalidSagaDataError(
+                "saga_id", f"must be {self._saga_id}, the saga of this run, not {saga_id}; begin a run for that one"
+            )
+
+    async def _see(self, expected_version: int | None = None) -> _Seen | None:
+        """Read the saga unless the run knows it; None if the run is about to create it."""
+        if self._seen is None and self._buffered.name is None:
+            saga = await self._storage.get_saga(self._saga_id)
+            self._seen = _Seen(saga.version, saga.status, encode_context(saga.context))
+        version = self._seen.version if self._seen else 0
+        if expected_version not in (None, version):
+            raise SagaConcurrencyError(self._saga_id, expected_version, version)
+        return self._seen

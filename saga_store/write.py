@@ -1,0 +1,73 @@
+"""A checkpoint on its way to an engine: checked once, and copied, so that nobody can change it any more."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+from uuid import UUID
+
+from saga_store.errors import InvalidSagaDataError, SagaStoreError
+from saga_store.model import Checkpoint, LogStep, SagaStatus
+from saga_store.validation import (
+    encode_context,
+    valid_count,
+    valid_id,
+    valid_name,
+    valid_status,
+    valid_step,
+    valid_version,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A checkpoint that has been checked, its context already JSON text.
+
+    ``logged_at`` says on Python's monotonic clock when each step was logged; empty means now.
+    """
+
+    saga_id: UUID
+    name: str | None = None
+    status: SagaStatus | None = None
+    context: str | None = None
+    steps: tuple[LogStep, ...] = ()
+    logged_at: tuple[float, ...] = ()
+    recovery_attempts: int | None = None
+    expected_version: int | None = None
+
+    @property
+    def creates(self) -> bool:
+        return self.name is not None
+
+    @property
+    def changes_row(self) -> bool:
+        return self.status is not None or self.context is not None or self.recovery_attempts is not None
+
+    def ages(self, now: float) -> tuple[float, ...]:
+        """Return how many seconds ago each step was logged, given the monotonic clock's time."""
+        return tuple(now - moment for moment in self.logged_at) or (0.0,) * len(self.steps)
+
+
+Outcome: TypeAlias = int | SagaStoreError
+"""What came of a write: the saga's version afterwards, or the error to raise."""
+
+
+def checked(checkpoint: Checkpoint) -> Write:
+    if not isinstance(checkpoint, Checkpoint):
+        raise InvalidSagaDataError("checkpoint", f"must be a Checkpoint, not a {type(checkpoint).__name__}")
+    steps = checkpoint.steps
+    if not isinstance(steps, list | tuple):
+        raise InvalidSagaDataError("steps", f"must be a list or tuple of LogStep, not a {type(steps).__name__}")
+    attempts = checkpoint.recovery_attempts
+    write = Write(
+        valid_id(checkpoint.saga_id),
+        name=None if checkpoint.name is None else valid_name("name", checkpoint.name),
+        status=None if checkpoint.status is None else valid_status(checkpoint.status),
+        context=None if checkpoint.context is None else encode_context(checkpoint.context),
+        steps=tuple(valid_step(step) for step in steps),
+        recovery_attempts=None if attempts is None else valid_count("recovery_attempts", attempts),
+        expected_version=valid_version(checkpoint.expected_version),
+    )
+    if write.creates and write.expected_version is not None:
+        raise InvalidSagaDataError("expected_version", "must be None for a new saga, which has no version yet")
+    if not (write.creates or write.changes_row or write.steps):
+        raise InvalidSagaDataError("checkpoint", "writes nothing; give it a name, a status, a context or steps")
+    return write
