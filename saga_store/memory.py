@@ -124,24 +124,24 @@ class MemorySession:
             await waiter
 
     async def _apply(self, write: Write) -> Outcome:
+        now = self._database._clock()
         # As in PostgreSQL, a row that can't be seen isn't waited for, and one that exists isn't inserted.
         row = self._row(write.saga_id)
         if write.creates:
             if row is None:
                 await self._lock(write.saga_id)
                 row = self._row(write.saga_id)
-            return self._insert(write) if row is None else SagaAlreadyExistsError(write.saga_id)
+            return self._insert(write, now) if row is None else SagaAlreadyExistsError(write.saga_id)
         if row is None:
             return SagaNotFoundError(write.saga_id)
         await self._lock(write.saga_id)
         row = self._row(write.saga_id) or row
         if write.expected_version not in (None, row.version):
             return SagaConcurrencyError(write.saga_id, write.expected_version, row.version)
-        return self._update(row, write)
+        return self._update(row, write, now)
 
-    def _insert(self, write: Write) -> int:
+    def _insert(self, write: Write, now: datetime) -> int:
         assert write.name is not None  # noqa: S101 - tells mypy what `creates` means
-        now = self._database._clock()
         row = _Row(
             id=write.saga_id,
             name=write.name,
@@ -152,9 +152,9 @@ class MemorySession:
             created_at=now,
             updated_at=now,
         )
-        return self._store(row, write)
+        return self._store(row, write, now)
 
-    def _update(self, row: _Row, write: Write) -> int:
+    def _update(self, row: _Row, write: Write, now: datetime) -> int:
         if write.changes_row:
             row = replace(
                 row,
@@ -162,14 +162,13 @@ class MemorySession:
                 context=write.context or row.context,
                 version=row.version + 1,
                 recovery_attempts=row.recovery_attempts if write.recovery_attempts is None else write.recovery_attempts,
-                updated_at=self._database._clock(),
+                updated_at=now,
             )
-        return self._store(row, write)
+        return self._store(row, write, now)
 
-    def _store(self, row: _Row, write: Write) -> int:
+    def _store(self, row: _Row, write: Write, now: datetime) -> int:
         database = self._database
         self._rows[row.id] = row
-        now = database._clock()
         self._logs.setdefault(row.id, []).extend(
             SagaLogEntry(
                 id=next(database._sequence),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Iterable
 from datetime import timedelta
@@ -17,6 +18,9 @@ MAX_CONTEXT_DEPTH = 500
 MAX_INT4 = 2**31 - 1
 _MAX_INT8 = 2**63 - 1
 _FIRST_UNREADABLE_INT = 10**4300  # Python's own limit for reading an integer back from text
+
+# Two characters to Python, which JSON would give back as one.
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 _Status = TypeVar("_Status", bound=StrEnum)
 
@@ -129,11 +133,15 @@ def _children(node: _Node) -> Iterable[tuple[object, object]]:
     for key in container:
         if not isinstance(key, str):
             raise InvalidSagaDataError(_path(node), f"has the key {_show(key)}; JSON's keys are strings")
+        if problem := _text_problem(key):
+            raise InvalidSagaDataError(_path(node), f"has a key that {problem}")
     return container.items()
 
 
 def _scalar_problem(value: object) -> str | None:
-    if value is None or isinstance(value, str | bool):
+    if isinstance(value, str):
+        return _text_problem(value)
+    if value is None or isinstance(value, bool):
         return None
     if isinstance(value, int):
         if -_FIRST_UNREADABLE_INT < value < _FIRST_UNREADABLE_INT:
@@ -141,9 +149,14 @@ def _scalar_problem(value: object) -> str | None:
         return "has more than 4300 digits, which Python doesn't read back; store it as a string in hexadecimal"
     if isinstance(value, float):
         return None if math.isfinite(value) else f"is {value}, which JSON can't hold; use None or a string"
-    if isinstance(value, tuple):
-        return f"is the tuple {_show(value)}, which would come back as a list; use a list"
-    return f"is {_show(value)}, which JSON can't hold; convert it to str, int, float, bool, None, list or dict"
+    remedy = "use a list" if isinstance(value, tuple) else "convert it to str, int, float, bool, None, list or dict"
+    return f"is {_show(value)}, which wouldn't come back from JSON as it is; {remedy}"
+
+
+def _text_problem(text: str) -> str | None:
+    if text.isascii() or not (pair := _SURROGATE_PAIR.search(text)):
+        return None
+    return f"has two surrogates in a row (at index {pair.start()}), which would come back as one character; join them"
 
 
 def _path(node: _Node) -> str:

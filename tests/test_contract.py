@@ -16,6 +16,7 @@ from saga_store.testing import (
     CheckpointStorageContract,
     CheckpointUnit,
     Contract,
+    RunContract,
     TransactionContract,
     Transactions,
 )
@@ -68,14 +69,16 @@ class MemoryFixtures:
         return count_rows
 
 
-class TestMemory(MemoryFixtures, CheckpointStorageContract, RowCountContract):
+class TestMemory(MemoryFixtures, CheckpointStorageContract, RunContract, RowCountContract):
     @pytest.fixture
     def unit(self, memory: MemoryDatabase) -> CheckpointUnit:
         storage = MemorySagaStorage(memory)
         return lambda: nullcontext(storage)
 
 
-class TestMemoryTransaction(MemoryFixtures, TransactionContract, CheckpointStorageContract, RowCountContract):
+class TestMemoryTransaction(
+    MemoryFixtures, TransactionContract, CheckpointStorageContract, RunContract, RowCountContract
+):
     @pytest.fixture
     def transaction(self, memory: MemoryDatabase) -> Transactions[ICheckpointStorage]:
         @asynccontextmanager
@@ -103,14 +106,16 @@ class PostgreSQLFixtures:
         return count_rows
 
 
-class TestPostgreSQL(PostgreSQLFixtures, CheckpointStorageContract, RowCountContract):
+class TestPostgreSQL(PostgreSQLFixtures, CheckpointStorageContract, RunContract, RowCountContract):
     @pytest.fixture(params=OWNING_BINDS)
     def unit(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> CheckpointUnit:
         storage = SqlAlchemySagaStorage(OWNING_BINDS[request.param](engine))
         return lambda: nullcontext(storage)
 
 
-class TestPostgreSQLTransaction(PostgreSQLFixtures, TransactionContract, CheckpointStorageContract, RowCountContract):
+class TestPostgreSQLTransaction(
+    PostgreSQLFixtures, TransactionContract, CheckpointStorageContract, RunContract, RowCountContract
+):
     @pytest.fixture(params=JOINING_BINDS)
     def transaction(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:
         @asynccontextmanager

@@ -20,6 +20,7 @@ a batch fails for all                        every caller gets an error of its o
 the connection is lost                       every caller gets UnknownOutcomeError for its own saga
 no connection is to be had                   every caller gets StorageUnavailableError
 a row is locked by somebody else             that caller waits apart, and nobody else waits
+a saga is being created by somebody else     likewise
 the same, and that caller is cancelled       its statement is cancelled, and the saga's line moves on
 the loop ends with writes queued             the callers are cancelled, and a new loop finds a queue that works
 two loops use one storage                    the second is told to make one of its own
@@ -358,6 +359,29 @@ class TestOnPostgreSQL:
         await stuck
         assert (await storage.get_saga(held)).context == {"n": 2}
         assert (await storage.get_saga(held)).version == 3
+
+    async def test_a_creation_that_is_not_committed_stalls_no_other_saga(
+        self, make_engine: MakeEngine, driver: str
+    ) -> None:
+        """An INSERT can't skip an id that somebody is creating; it goes apart, and the others are written."""
+        engine = make_engine(driver)
+        storage = SqlAlchemySagaStorage(engine)
+        held, other = uuid4(), uuid4()
+        await storage.create_saga(other, "order", {})
+        async with AsyncSession(engine) as forgotten:
+            await SqlAlchemySagaStorage(forgotten).create_saga(held, "order", {})
+            stuck = asyncio.create_task(storage.create_saga(held, "order", {}))
+            await asyncio.gather(
+                *(storage.create_saga(uuid4(), "order", {}) for _ in range(5)),
+                storage.update_context(other, {"n": 1}),
+                storage.update_status(uuid4(), SagaStatus.RUNNING),
+                return_exceptions=True,
+            )
+            assert (await storage.get_saga(other)).version == 2
+            assert not stuck.done()
+            await forgotten.rollback()
+        await stuck
+        assert (await storage.get_saga(held)).version == 1
 
     async def test_a_lost_connection_is_told_to_every_caller(self, database: Database, driver: str) -> None:
         ids = [uuid4() for _ in range(10)]

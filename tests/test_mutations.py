@@ -36,7 +36,6 @@ from saga_store import (
     SagaStatus,
     SagaStoreError,
 )
-from saga_store.memory import _Row
 from saga_store.testing import (
     AbsenceContract,
     CheckpointContract,
@@ -118,18 +117,21 @@ class ForgetsVersions(MemorySession):
 class CountsEntries(MemorySession):
     """Raises the version for entries alone."""
 
-    def _store(self, row: _Row, write: Write) -> int:
-        bump = 0 if write.creates or write.changes_row else 1
-        return super()._store(replace(row, version=row.version + bump), write)
+    async def _apply(self, write: Write) -> Outcome:
+        row = self._row(write.saga_id)
+        if row and not write.creates and not write.changes_row:
+            write = replace(write, status=row.status)
+        return await super()._apply(write)
 
 
 class CountsDifferences(MemorySession):
     """Leaves the version if the new values are the old ones."""
 
-    def _update(self, row: _Row, write: Write) -> int:
-        if (write.status, write.context) in ((row.status, None), (None, row.context)):
+    async def _apply(self, write: Write) -> Outcome:
+        row = self._row(write.saga_id)
+        if row and (write.status, write.context) in ((row.status, None), (None, row.context)):
             write = replace(write, status=None, context=None)
-        return super()._update(row, write)
+        return await super()._apply(write)
 
 
 class ChecksBeforeWaiting(MemorySession):
@@ -181,7 +183,7 @@ class CreatesWhatIsMissing(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         outcome = await super()._apply(write)
         if isinstance(outcome, SagaNotFoundError):
-            self._insert(replace(write, name="unknown"))
+            await super()._apply(replace(write, name="unknown", expected_version=None))
         return outcome
 
 
@@ -189,7 +191,10 @@ class CreatesOver(MemorySession):
     """Creates over a saga that is there."""
 
     async def _apply(self, write: Write) -> Outcome:
-        return self._insert(write) if write.creates else await super()._apply(write)
+        if write.creates:
+            self._rows.pop(write.saga_id, None)
+            self._database._rows.pop(write.saga_id, None)
+        return await super()._apply(write)
 
 
 class ReportsTakenIdLate(MemorySession):
@@ -217,9 +222,9 @@ class OrdersByTime(MemorySagaStorage):
 class LosesEmptyDetails(MemorySession):
     """Makes None of empty details."""
 
-    def _store(self, row: _Row, write: Write) -> int:
+    async def _apply(self, write: Write) -> Outcome:
         steps = tuple(replace(step, details=step.details or None) for step in write.steps)
-        return super()._store(row, replace(write, steps=steps))
+        return await super()._apply(replace(write, steps=steps))
 
 
 class ForgetsTimeZones(MemorySagaStorage):
@@ -233,8 +238,8 @@ class ForgetsTimeZones(MemorySagaStorage):
 class ReversesSteps(MemorySession):
     """Writes the steps of a checkpoint in the wrong order."""
 
-    def _store(self, row: _Row, write: Write) -> int:
-        return super()._store(row, replace(write, steps=write.steps[::-1]))
+    async def _apply(self, write: Write) -> Outcome:
+        return await super()._apply(replace(write, steps=write.steps[::-1]))
 
 
 # Contexts
@@ -416,17 +421,22 @@ class ReadsThenWrites(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         row = self._row(write.saga_id)
         await asyncio.sleep(0)
-        return await super()._apply(write) if row is None or write.creates else self._update(row, write)
+        if row is None or not write.changes_row:
+            return await super()._apply(write)
+        write = replace(write, status=write.status or row.status, context=write.context or row.context)
+        outcome = await super()._apply(write)
+        self._rows[row.id] = replace(self._rows[row.id], version=row.version + 1)
+        return outcome
 
 
 class LooksThenCreates(MemorySession):
     """Looks whether the id is free, and believes it ever after."""
 
     async def _apply(self, write: Write) -> Outcome:
-        if not write.creates or self._row(write.saga_id):
-            return await super()._apply(write)
-        await asyncio.sleep(0)
-        return self._insert(write)
+        if write.creates and self._row(write.saga_id) is None:
+            await asyncio.sleep(0)
+            self._database._rows.pop(write.saga_id, None)
+        return await super()._apply(write)
 
 
 class LosesEntries(MemorySession):
@@ -489,10 +499,10 @@ class KeepsEntriesRolledBack(MemorySession):
 class ShowsUncommitted(MemorySession):
     """Shows rows to others before the commit."""
 
-    def _store(self, row: _Row, write: Write) -> int:
-        version = super()._store(row, write)
+    async def _apply(self, write: Write) -> Outcome:
+        outcome = await super()._apply(write)
         self._database._rows.update(self._rows)
-        return version
+        return outcome
 
 
 class AbortsOnRefusal(MemorySession):

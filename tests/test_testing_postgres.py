@@ -100,7 +100,7 @@ class TestEmbedded:
     def test_its_password_is_asked_for(self) -> None:
         """Other users of the machine can reach the port, but not the server."""
         with embedded() as server, pytest.raises(psycopg.OperationalError, match="password"):
-            ask(with_password(server.url, "a guess"), "SELECT 1")
+            ask(with_password(server.url, "guess"), "SELECT 1")
 
     def test_it_dies_with_an_owner_that_is_killed(self) -> None:
         """No server survives a test run that was killed with SIGKILL."""

@@ -4,8 +4,8 @@ A lonely caller's write is flushed at once; nothing waits for a timer. What is q
 
 - at most one write per saga in a batch, so each saga's writes take effect in the order of the calls;
 - batches bounded by rows and bytes;
-- a row that somebody else has locked is left out of the batch and waited for apart, so that one forgotten
-  transaction in a psql session stalls its own saga and no other;
+- a row that somebody else has locked, or is creating, is left out of the batch and waited for apart, so that
+  one forgotten transaction in a psql session stalls its own saga and no other;
 - a batch that fails for one write's sake is split until only that write fails;
 - a caller that is cancelled while its write is queued takes it back; while it is in flight, the batch goes
   on and the answer is dropped.
@@ -25,11 +25,13 @@ from uuid import UUID
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError, UnknownOutcomeError
 from saga_store.write import Outcome, Write
 
+# A batch is closed by the write that reaches either; the bytes are those of contexts and details.
 MAX_BATCH_ROWS = 1000
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 # Each waits on a connection of its own, so they mustn't use up a pool.
 MAX_WAITING_FOR_LOCKS = 4
 
+_LOCK_NOT_AVAILABLE = "55P03"
 # SQLSTATE classes of which no single write is guilty: smaller batches would fail alike.
 _NOBODYS_FAULT = ("08", "25", "28", "3D", "3F", "40", "42", "53", "57P", "58")
 
@@ -50,7 +52,8 @@ class GroupCommit:
 
     Args:
         save: Applies writes, waiting for rows that are locked.
-        save_unlocked: Likewise, but answers None for a write whose row somebody has locked.
+        save_unlocked: Likewise, but waits for nobody: it answers None for a write whose row somebody has
+            locked, and fails with SQLSTATE 55P03 if somebody is creating a saga that one of the writes creates.
     """
 
     def __init__(self, *, save: Save, save_unlocked: SaveUnlocked) -> None:
@@ -162,6 +165,8 @@ class _Queue:
         try:
             outcomes = await self._save_unlocked([entry.write for entry in batch])
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
+            if isinstance(exc, StorageUnavailableError) and exc.sqlstate == _LOCK_NOT_AVAILABLE:
+                return await self._flush_without_creations(batch)
             if len(batch) > 1 and _is_one_writes_fault(exc):
                 middle = len(batch) // 2
                 return await self._flush(batch[:middle]) + await self._flush(batch[middle:])
@@ -176,6 +181,13 @@ class _Queue:
                 _answer(entry, outcome)
                 finished.append(entry)
         return finished
+
+    async def _flush_without_creations(self, batch: list[_Entry]) -> list[_Entry]:
+        others = [entry for entry in batch if not entry.write.creates]
+        for entry in batch:
+            if entry.write.creates or len(others) == len(batch):
+                self._wait_for_lock(entry)
+        return await self._flush(others) if 0 < len(others) < len(batch) else []
 
     def _wait_for_lock(self, entry: _Entry) -> None:
         waiter = self.loop.create_task(self._save_when_unlocked(entry))

@@ -158,7 +158,9 @@ class SqlAlchemySagaStorage(SagaStorage):
 
 def _is_lost(exc: Exception, sqlstate: str | None) -> bool:
     """Whether the connection died, so that the server's verdict on the statement is unknown."""
-    if sqlstate is None or sqlstate in _DISCONNECT_CODES or sqlstate.startswith(_CONNECTION_CLASS):
+    if sqlstate is None:
+        return isinstance(exc, DBAPIError | OSError)  # SQLAlchemy's other errors are raised before anything is sent
+    if sqlstate in _DISCONNECT_CODES or sqlstate.startswith(_CONNECTION_CLASS):
         return True
     return isinstance(exc, DBAPIError) and exc.connection_invalidated
 

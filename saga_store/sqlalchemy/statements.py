@@ -12,14 +12,15 @@ from sqlalchemy import text
 #   was empty must not turn into a sequential scan per write when it is full.
 # - The times are the statement's, not the transaction's, which may have begun long ago; a step that waited in
 #   a buffer gets the time at which it was logged.
-# - Where a locked row isn't waited for, `is_there` tells it from a missing one.
+# - SAVE_UNLOCKED waits for nobody: a row that somebody has locked is skipped, and `is_there` tells it from a
+#   missing one; an INSERT can't skip an id that somebody is creating, so it fails soon, with 55P03.
 _SAVE = """
 WITH input AS MATERIALIZED (
-    SELECT *
+    SELECT i.*
     FROM unnest(
         CAST(:saga_ids AS uuid[]), CAST(:names AS text[]), CAST(:statuses AS text[]),
         CAST(CAST(:contexts AS text[]) AS json[]), CAST(:attempts AS integer[]), CAST(:expected AS bigint[])
-    ) AS i (saga_id, name, status, context, attempts, expected)
+    ) AS i (saga_id, name, status, context, attempts, expected) {patience}
     ORDER BY saga_id
 ), created AS (
     INSERT INTO saga_executions (id, name, status, context, recovery_attempts, created_at, updated_at)
@@ -71,8 +72,14 @@ FROM input i
 LEFT JOIN written w ON w.id = i.saga_id
 LEFT JOIN locked l ON l.id = i.saga_id
 """
-SAVE = text(_SAVE.format(wait=""))
-SAVE_UNLOCKED = text(_SAVE.format(wait="SKIP LOCKED"))
+SAVE = text(_SAVE.format(wait="", patience=""))
+SAVE_UNLOCKED = text(
+    _SAVE.format(
+        wait="SKIP LOCKED",
+        # In force as soon as it is called, until the end of this statement.
+        patience="CROSS JOIN (SELECT set_config('lock_timeout', '100ms', TRUE)) AS patience",
+    )
+)
 
 _EXECUTION = """
     id, name, status, CAST(context AS text) AS context, version, recovery_attempts,

@@ -22,6 +22,7 @@ pytest.register_assert_rewrite(
             "execution",
             "history",
             "refusal",
+            "run",
             "staleness",
             "state",
             "transaction",
@@ -40,6 +41,7 @@ from saga_store.testing.execution import ExecutionContract
 from saga_store.testing.history import HistoryContract
 from saga_store.testing.input import BAD_INPUTS, BadInput
 from saga_store.testing.refusal import CheckpointRefusalContract, RefusalContract
+from saga_store.testing.run import RunContract, RunUnit
 from saga_store.testing.staleness import StalenessContract
 from saga_store.testing.state import StateContract
 from saga_store.testing.suite import (
@@ -78,6 +80,8 @@ __all__ = [
     "IsolationContract",
     "LockContract",
     "RefusalContract",
+    "RunContract",
+    "RunUnit",
     "SagaStorageContract",
     "SagaTransactionContract",
     "StalenessContract",

@@ -1,0 +1,69 @@
+# `make` lists what there is. Everything runs in .venv, which is made when it is needed; nothing has to be activated.
+
+SHELL := /bin/sh
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c '$(RECENT)' 2>/dev/null && echo $$python && break; done)
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# What else to hand to pytest, such as ARGS="-k recovery".
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo fmt check test migrations matrix build verify clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "The tests need a PostgreSQL: SAGA_STORE_TEST_PG=auto (a container, else embedded), docker, embedded or a URL."
+
+setup: $(READY) ## make .venv with everything that the other targets need
+
+$(READY): pyproject.toml
+	@[ -n "$(PYTHON)" ] && $(PYTHON) -c '$(RECENT)' || { \
+		echo "saga-store needs Python 3.11 or later, $(if $(PYTHON),and $(PYTHON) isn't,but there is none on PATH)." >&2; \
+		echo "Install it, or say where it is: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) can't make virtual environments: its modules venv and ensurepip are missing." >&2; \
+		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "==> Making $(VENV) with $$($(PYTHON) --version); this takes about a minute, once."
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## kill a worker in the middle of an order, then recover and compensate
+	@$(BIN)/python -m examples.order_saga
+
+fmt: $(READY) ## format, and fix what can be fixed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+check: $(READY) ## check format, lint and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+test: $(READY) ## run the tests on a real PostgreSQL, in random order, and report branch coverage
+	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
+	$(BIN)/pytest tests/test_migrations.py $(ARGS)
+
+matrix: build ## run the tests on the other versions of Python, SQLAlchemy and PostgreSQL that are to be had here
+	$(BIN)/python .ci/matrix
+
+build: $(READY) ## build the source distribution and the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+verify: ## everything that has to hold before a change goes in; what CI runs
+	$(MAKE) check
+	$(MAKE) migrations
+	$(MAKE) build
+	$(MAKE) test
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .venv-matrix .demo build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,161 @@
+"""The rows that a careful author would write for one saga only: asyncpg, SQL, and nothing else."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import asyncpg
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
+
+from benchmarks.workload import NAME, STEPS, Clock, RunSaga, new_order, receipt
+from saga_store.sqlalchemy.statements import SAVE_UNLOCKED
+
+MAX_BATCH = 1000
+
+CREATE = "INSERT INTO saga_executions (id, name, context) VALUES ($1, $2, $3)"
+SET_STATUS = "UPDATE saga_executions SET status = $2, version = version + 1, updated_at = now() WHERE id = $1"
+SET_CONTEXT = "UPDATE saga_executions SET context = $2, version = version + 1, updated_at = now() WHERE id = $1"
+LOG = "INSERT INTO saga_logs (saga_id, step_name, action, status) VALUES ($1, $2, 'act', $3)"
+
+
+@asynccontextmanager
+async def statements(url: str, connections: int) -> AsyncIterator[RunSaga]:
+    async with asyncpg.create_pool(
+        url, min_size=1, max_size=connections, max_inactive_connection_lifetime=0, reset=_keep
+    ) as pool:
+        yield partial(_run_by_statements, pool)
+
+
+async def _keep(_connection: object) -> None:
+    """Spare it the round trip that resets a connection: nothing here changes one."""
+
+
+async def _run_by_statements(pool: Any, clock: Clock) -> None:  # noqa: ANN401 - asyncpg's pool is generic in private types
+    saga_id, order = uuid4(), new_order()
+    await clock.time(pool.execute(CREATE, saga_id, NAME, json.dumps(order)))
+    await clock.time(pool.execute(SET_STATUS, saga_id, "RUNNING"))
+    for step in STEPS:
+        await clock.time(pool.execute(LOG, saga_id, step, "STARTED"))
+        order["receipts"][step] = receipt(step)
+        await clock.time(pool.execute(SET_CONTEXT, saga_id, json.dumps(order)))
+        await clock.time(pool.execute(LOG, saga_id, step, "COMPLETED"))
+    await clock.time(pool.execute(SET_STATUS, saga_id, "COMPLETED"))
+
+
+class _Write(NamedTuple):
+    answer: asyncio.Future[None]
+    saga_id: UUID
+    name: str | None
+    status: str | None
+    context: str | None
+    steps: tuple[tuple[str, str], ...]
+
+
+class Batches:
+    """The floor: our statement and our way to batch, but nothing is checked and nothing lies between it and asyncpg."""
+
+    def __init__(self, save: Any, parameters: list[str]) -> None:  # noqa: ANN401 - asyncpg's types are private
+        self._save = save
+        self._parameters = parameters
+        self._queue: list[_Write] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    def write(
+        self,
+        saga_id: UUID,
+        *,
+        name: str | None = None,
+        status: str | None = None,
+        context: dict[str, Any] | None = None,
+        steps: tuple[tuple[str, str], ...] = (),
+    ) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        text = None if context is None else json.dumps(context)
+        self._queue.append(_Write(loop.create_future(), saga_id, name, status, text, steps))
+        if self._flusher is None:
+            self._flusher = loop.create_task(self._flush_all())
+        return self._queue[-1].answer
+
+    async def _flush_all(self) -> None:
+        while self._queue:
+            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
+            await self._flush(batch)
+        self._flusher = None
+
+    async def _flush(self, batch: list[_Write]) -> None:
+        steps = [(write.saga_id, *step) for write in batch for step in write.steps]
+        values = {
+            "saga_ids": [write.saga_id for write in batch],
+            "names": [write.name for write in batch],
+            "statuses": [write.status for write in batch],
+            "contexts": [write.context for write in batch],
+            "attempts": [None] * len(batch),
+            "expected": [None] * len(batch),
+            "step_saga_ids": [step[0] for step in steps],
+            "step_names": [step[1] for step in steps],
+            "step_actions": ["act"] * len(steps),
+            "step_statuses": [step[2] for step in steps],
+            "step_details": [None] * len(steps),
+            "step_ages": [0.0] * len(steps),
+        }
+        try:
+            rows = await self._save(*[values[name] for name in self._parameters])
+        except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
+            rows, refusal = [], exc
+        else:
+            refusal = RuntimeError("the saga is there already, or isn't there")
+        written = {row[0] for row in rows if row[1] is not None}
+        for write in batch:
+            if write.saga_id in written:
+                write.answer.set_result(None)
+            else:
+                write.answer.set_exception(refusal)
+
+
+@asynccontextmanager
+async def _batches(url: str) -> AsyncIterator[Batches]:
+    compiled = SAVE_UNLOCKED.compile(dialect=dialect())
+    connection = await asyncpg.connect(url)
+    try:
+        statement = await connection.prepare(str(compiled))
+        yield Batches(statement.fetch, list(compiled.positiontup or ()))
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def batched_calls(url: str, _connections: int) -> AsyncIterator[RunSaga]:
+    async with _batches(url) as batches:
+        yield partial(_run_by_calls, batches)
+
+
+@asynccontextmanager
+async def batched_checkpoints(url: str, _connections: int) -> AsyncIterator[RunSaga]:
+    async with _batches(url) as batches:
+        yield partial(_run_by_checkpoints, batches)
+
+
+async def _run_by_calls(batches: Batches, clock: Clock) -> None:
+    saga_id, order = uuid4(), new_order()
+    await clock.time(batches.write(saga_id, name=NAME, context=order))
+    await clock.time(batches.write(saga_id, status="RUNNING"))
+    for step in STEPS:
+        await clock.time(batches.write(saga_id, steps=((step, "STARTED"),)))
+        order["receipts"][step] = receipt(step)
+        await clock.time(batches.write(saga_id, context=order))
+        await clock.time(batches.write(saga_id, steps=((step, "COMPLETED"),)))
+    await clock.time(batches.write(saga_id, status="COMPLETED"))
+
+
+async def _run_by_checkpoints(batches: Batches, clock: Clock) -> None:
+    saga_id, order = uuid4(), new_order()
+    await clock.time(batches.write(saga_id, name=NAME, context=order))
+    await clock.time(batches.write(saga_id, status="RUNNING"))
+    for step in STEPS:
+        order["receipts"][step] = receipt(step)
+        await clock.time(batches.write(saga_id, context=order, steps=((step, "STARTED"), (step, "COMPLETED"))))
+    await clock.time(batches.write(saga_id, status="COMPLETED"))

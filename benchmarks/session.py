@@ -1,0 +1,148 @@
+"""One session of measuring: rounds in which every row has its turn at every crowd, then the counts."""
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from benchmarks import ours
+from benchmarks.beds import Bed, make_beds
+from benchmarks.rows import CONNECTIONS, Row
+from benchmarks.server import Counters, Server
+from benchmarks.workload import Clock, Measurement, measure, run_crowd
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+
+# To count by: enough for the batches of a crowd to become regular, few enough for the slow.
+LEAST_COUNTED = 20
+# Their contexts are updated by crowds of these sizes, so often each.
+HOT_CROWDS = (1, 64)
+HOT_SAGAS = 256
+HOT_UPDATES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure: how many sagas at a time, for how long, how often, and how long at most altogether."""
+
+    crowds: tuple[int, ...]
+    rounds: int
+    seconds: float
+    budget: float
+    pairs: int
+    seed: int
+
+
+@dataclass(slots=True)
+class Findings:
+    """By row and crowd: a measurement for each round, and what the server counted for one saga."""
+
+    measurements: dict[tuple[str, int], list[Measurement]] = field(default_factory=lambda: defaultdict(list))
+    counts: dict[tuple[str, int], dict[str, float | None]] = field(default_factory=dict)
+    lonely: list[tuple[float, float]] = field(default_factory=list)
+    hot: dict[int, float] = field(default_factory=dict)
+
+
+class Session:
+    """Measures rows on a server."""
+
+    def __init__(self, server: Server, rows: tuple[Row, ...], plan: Plan, say: Callable[[str], None]) -> None:
+        self._server = server
+        self._rows = rows
+        self._plan = plan
+        self._say = say
+        self._say("making the databases")
+        self.beds = make_beds(server, rows)
+        self.findings = Findings()
+
+    def run(self) -> Findings:
+        self._measure_rounds()
+        self._count_all()
+        return self.findings
+
+    def _measure_rounds(self) -> None:
+        plan, start = self._plan, time.monotonic()
+        order = random.Random(plan.seed)  # noqa: S311 - it shuffles turns
+        for number in range(1, plan.rounds + 1):
+            self._server.checkpoint()
+            for crowd in order.sample(plan.crowds, len(plan.crowds)):
+                # The rows of one crowd stand side by side, so that what is compared was measured within seconds.
+                for row in order.sample(self._rows, len(self._rows)):
+                    self._measure(row, crowd, f"round {number}/{plan.rounds}")
+            self._measure_lonely_calls()
+            taken = time.monotonic() - start
+            if number < plan.rounds and taken * (number + 1) / number > plan.budget:
+                self._say(f"stopping after {number} rounds, which took {taken:.0f} s")
+                break
+
+    def _measure(self, row: Row, crowd: int, where: str) -> None:
+        bed = self.beds[row.key]
+
+        async def turn() -> tuple[int, Measurement]:
+            async with row.open(bed.url, CONNECTIONS) as run_saga:
+                warmed_up = await run_crowd(run_saga, Clock(), at_a_time=_warm(crowd), tickets=_some(2 * _warm(crowd)))
+                return warmed_up, await measure(run_saga, at_a_time=crowd, seconds=self._plan.seconds)
+
+        warmed_up, measured = asyncio.run(turn())
+        bed.settle(warmed_up + measured.sagas)
+        self.findings.measurements[row.key, crowd].append(measured)
+        self._say(f"{where}, {crowd:>3} at a time: {row.title:<44} {measured.sagas / measured.seconds:7,.0f} sagas/s")
+
+    def _measure_lonely_calls(self) -> None:
+        if bed := self.beds.get("methods"):
+            pair = asyncio.run(ours.time_lonely_calls(bed.url, pairs=self._plan.pairs))
+            self.findings.lonely.append(pair)
+
+    def _count_all(self) -> None:
+        for row in self._rows:
+            self._say(f"counting statements: {row.title}")
+            for crowd in self._plan.crowds:
+                self.findings.counts[row.key, crowd] = self._count(row, crowd)
+        if bed := self.beds.get("methods"):
+            self._say("counting HOT updates")
+            for crowd in HOT_CROWDS:
+                self.findings.hot[crowd] = self._count_hot(bed, crowd)
+
+    def _count(self, row: Row, crowd: int) -> dict[str, float | None]:
+        bed, sagas = self.beds[row.key], max(crowd, LEAST_COUNTED)
+
+        async def turn(counted: int) -> None:
+            async with row.open(bed.url, CONNECTIONS) as run_saga:
+                for some in (2 * _warm(crowd), counted):
+                    await run_crowd(run_saga, Clock(), at_a_time=crowd, tickets=_some(some))
+
+        # What opening, warming up and closing costs falls out.
+        without = self._server.count(bed.name, lambda: asyncio.run(turn(0)))
+        counters = self._server.count(bed.name, lambda: asyncio.run(turn(sagas))) - without
+        bed.settle(4 * _warm(crowd) + sagas)
+        return {
+            "statements": counters.statements / sagas,
+            "transactions": counters.transactions / sagas,
+            "wal_bytes": counters.wal_bytes / sagas,
+            "hot": _hot(counters),
+        }
+
+    def _count_hot(self, bed: Bed, crowd: int) -> float:
+        """Return which share of the updates of contexts alone is HOT."""
+        ids = asyncio.run(ours.create_running(bed.url, HOT_SAGAS))
+
+        async def turn() -> None:
+            async with ours.engine_on(bed.url, connections=CONNECTIONS) as engine:
+                update = ours.update_contexts(SqlAlchemySagaStorage(engine), ids)
+                await run_crowd(update, Clock(), at_a_time=crowd, tickets=_some(HOT_SAGAS * HOT_UPDATES))
+
+        return _hot(self._server.count(bed.name, lambda: asyncio.run(turn()))) or 0.0
+
+
+def _warm(crowd: int) -> int:
+    """Return how many warm up: connections are opened, statements prepared and plans cached when they have."""
+    return min(crowd, CONNECTIONS)
+
+
+def _some(number: int) -> Iterator[int]:
+    return iter(range(number))
+
+
+def _hot(counters: Counters) -> float | None:
+    return counters.hot_updates / counters.updates if counters.updates else None
