@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped] # it has no types
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from benchmarks.workload import NAME, STEPS, Clock, RunSaga, new_order, receipt
@@ -118,7 +118,7 @@ class Batches:
 
 @asynccontextmanager
 async def _batches(url: str) -> AsyncIterator[Batches]:
-    compiled = SAVE_UNLOCKED.compile(dialect=dialect())
+    compiled = SAVE_UNLOCKED.compile(dialect=dialect())  # type: ignore[no-untyped-call] # nor has this
     connection = await asyncpg.connect(url)
     try:
         statement = await connection.prepare(str(compiled))

@@ -8,7 +8,6 @@ from functools import partial
 from statistics import median
 from uuid import UUID, uuid4
 
-from cqrs.saga.storage.protocol import ISagaStorage
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -55,8 +54,7 @@ async def runs(url: str, connections: int) -> AsyncIterator[RunSaga]:
 @asynccontextmanager
 async def cqrs_engine(url: str, connections: int) -> AsyncIterator[RunSaga]:
     async with engine_on(url, connections=connections) as engine:
-        storage: ISagaStorage = CqrsSagaStorage(SqlAlchemySagaStorage(engine))
-        yield partial(run_by_engine, storage)
+        yield partial(run_by_engine, CqrsSagaStorage(SqlAlchemySagaStorage(engine)))
 
 
 async def run_by_checkpoints(storage: SagaStorage, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""What was found, as a dictionary for the JSON file, and as text: tables in Markdown, which a terminal shows as well."""
+"""What was found, as what the JSON file holds, and as text: tables in Markdown, which read well in a terminal, too."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -6,14 +6,14 @@ from statistics import median
 from typing import Any, TypeAlias
 
 from benchmarks.rows import BASE, Row
-from benchmarks.session import Findings, Session
+from benchmarks.session import Session
 from benchmarks.targets import targets
 from benchmarks.workload import Measurement
 
 Report: TypeAlias = dict[str, Any]
 """What the JSON file holds."""
 
-NOTHING = "–"
+NOTHING = "-"
 MILLI = 1000
 
 
@@ -148,5 +148,7 @@ def _targets(report: Report) -> Iterator[str]:
         least, most = target["least"], target["most"]
         wanted = f"{least:g}" if least == most else f"≤ {most:g}" if least is None else f"≥ {least:g}"
         measured = NOTHING if target["measured"] is None else f"{target['measured']:.2f}"
-        lines.append([target["text"], measured, wanted, {True: "met", False: "NOT MET", None: "not measured"}[target["met"]]])
+        lines.append(
+            [target["text"], measured, wanted, {True: "met", False: "NOT MET", None: "not measured"}[target["met"]]]
+        )
     yield from _markdown(lines)

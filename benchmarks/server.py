@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, LiteralString, Self
 
 import psycopg
-from psycopg.sql import SQL, Composable, Identifier, Literal
+from psycopg.sql import SQL, Composable, Composed, Identifier, Literal
 
 from saga_store.testing.postgres import embedded
 
@@ -38,13 +38,12 @@ class Counters:
     hot_updates: int = 0
 
     def __sub__(self, other: Self) -> Self:
-        return type(self)(
-            self.statements - other.statements,
-            self.transactions - other.transactions,
-            self.wal_bytes - other.wal_bytes,
-            self.updates - other.updates,
-            self.hot_updates - other.hot_updates,
-        )
+        return type(self)(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(self)))
+
+    @property
+    def hot(self) -> float | None:
+        """The share of HOT among the updates of saga_executions."""
+        return self.hot_updates / self.updates if self.updates else None
 
 
 class Server:
@@ -62,11 +61,20 @@ class Server:
         self._admin = admin
         for name, value in SETTINGS.items():
             self._run("ALTER SYSTEM SET {} = {}", Identifier(name), Literal(value))
-        self._run("SELECT pg_reload_conf()")
+        self._reload()
         self.settings = {name: str(self._one(SQL("SHOW {}").format(Identifier(name)))) for name in SHOWN}
         for name in DURABLE:
             if self.settings[name] != "on":
                 raise BenchmarkError(f"{name} is {self.settings[name]}, and commits that aren't durable prove nothing")
+
+    def _reload(self) -> None:
+        self._run("SELECT pg_reload_conf()")
+        # It only tells the server to; a session notices when that is done.
+        deadline = time.monotonic() + PATIENCE
+        while self._one(SQL("SHOW autovacuum")) != SETTINGS["autovacuum"]:
+            if time.monotonic() > deadline:
+                raise BenchmarkError("the server doesn't take its settings")
+            time.sleep(0.01)
 
     def checkpoint(self) -> None:
         self._run("CHECKPOINT")
@@ -91,7 +99,7 @@ class Server:
         after = self._look(name)
         for setting in LOGGING:
             self._run("ALTER DATABASE {} RESET {}", Identifier(name), Identifier(setting))
-        return after - before - Counters(statements=-self._statements_logged(name, log_before))
+        return replace(after - before, statements=self._statements_logged(name, log_before))
 
     def _look(self, name: str) -> Counters:
         # A backend reports what it did when it ends.
@@ -119,7 +127,7 @@ class Server:
     def _run(self, statement: LiteralString, *words: Composable) -> None:
         self._admin.execute(SQL(statement).format(*words))
 
-    def _one(self, query: Composable) -> Any:  # noqa: ANN401 - a value of any type
+    def _one(self, query: SQL | Composed) -> Any:  # noqa: ANN401 - a value of any type
         row = self._admin.execute(query).fetchone()
         return row[0] if row else None
 

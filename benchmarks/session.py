@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from benchmarks import ours
 from benchmarks.beds import Bed, make_beds
 from benchmarks.rows import CONNECTIONS, Row
-from benchmarks.server import Counters, Server
+from benchmarks.server import Server
 from benchmarks.workload import Clock, Measurement, measure, run_crowd
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 
@@ -112,15 +112,16 @@ class Session:
                 for some in (2 * _warm(crowd), counted):
                     await run_crowd(run_saga, Clock(), at_a_time=crowd, tickets=_some(some))
 
-        # What opening, warming up and closing costs falls out.
+        # What opening, warming up and closing costs falls out of the difference.
         without = self._server.count(bed.name, lambda: asyncio.run(turn(0)))
-        counters = self._server.count(bed.name, lambda: asyncio.run(turn(sagas))) - without
+        whole = self._server.count(bed.name, lambda: asyncio.run(turn(sagas)))
+        counters = whole - without
         bed.settle(4 * _warm(crowd) + sagas)
         return {
             "statements": counters.statements / sagas,
             "transactions": counters.transactions / sagas,
             "wal_bytes": counters.wal_bytes / sagas,
-            "hot": _hot(counters),
+            "hot": whole.hot,
         }
 
     def _count_hot(self, bed: Bed, crowd: int) -> float:
@@ -132,7 +133,7 @@ class Session:
                 update = ours.update_contexts(SqlAlchemySagaStorage(engine), ids)
                 await run_crowd(update, Clock(), at_a_time=crowd, tickets=_some(HOT_SAGAS * HOT_UPDATES))
 
-        return _hot(self._server.count(bed.name, lambda: asyncio.run(turn()))) or 0.0
+        return self._server.count(bed.name, lambda: asyncio.run(turn())).hot or 0.0
 
 
 def _warm(crowd: int) -> int:
@@ -142,7 +143,3 @@ def _warm(crowd: int) -> int:
 
 def _some(number: int) -> Iterator[int]:
     return iter(range(number))
-
-
-def _hot(counters: Counters) -> float | None:
-    return counters.hot_updates / counters.updates if counters.updates else None

@@ -35,7 +35,9 @@ def targets(ratio: Ratio, findings: Findings, lonely: float | None) -> Iterator[
     yield Target("1 at a time: six methods / python-cqrs's storage", ratio("methods", "cqrs", 1), least=2.2)
     yield Target("1 at a time: checkpoints / python-cqrs's storage", ratio("checkpoints", "cqrs", 1), least=4.5)
     yield Target("1 at a time: python-cqrs's engine on ours / on its own", ratio("engine", "cqrs-engine", 1), least=3)
-    yield Target("64 at a time: python-cqrs's engine on ours / on its own", ratio("engine", "cqrs-engine", 64), least=15)
+    yield Target(
+        "64 at a time: python-cqrs's engine on ours / on its own", ratio("engine", "cqrs-engine", 64), least=15
+    )
     for crowd in (64, 256):
         yield Target(f"{crowd} at a time: six methods / floor", ratio("methods", "floor", crowd), least=0.8)
         checkpoints = ratio("checkpoints", "floor-checkpoints", crowd)

@@ -15,7 +15,7 @@ What holds for every method:
 - **Checked.** Bad input raises ``InvalidSagaDataError`` before anything is sent: an id that is no
   ``uuid.UUID``; an empty name or one of more than 255 characters; text with NUL or a lone surrogate; a
   context that is no dict, has a key that is no string, NaN, an infinity, or a value that wouldn't come back
-  equal from JSON; an unknown status or action.
+  equal from JSON, or that is nested more than 500 levels deep; an unknown status or action.
 
 Any method may raise ``StorageUnavailableError`` and ``SchemaError``; any write ``UnknownOutcomeError``.
 """

@@ -103,12 +103,8 @@ class MemorySession:
         """Drop everything written since the last commit or rollback."""
         self._rows.clear()
         self._logs.clear()
-        database = self._database
-        for saga_id in [held for held, holder in database._holders.items() if holder is self]:
-            del database._holders[saga_id]
-            for waiter in database._waiters.pop(saga_id, ()):
-                if not waiter.done():
-                    waiter.set_result(None)
+        for saga_id in [held for held, holder in self._database._holders.items() if holder is self]:
+            self._unlock(saga_id)
 
     def _row(self, saga_id: UUID) -> _Row | None:
         return self._rows.get(saga_id) or self._database._rows.get(saga_id)
@@ -123,6 +119,12 @@ class MemorySession:
             database._waiters.setdefault(saga_id, deque()).append(waiter)
             await waiter
 
+    def _unlock(self, saga_id: UUID) -> None:
+        del self._database._holders[saga_id]
+        for waiter in self._database._waiters.pop(saga_id, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
     async def _apply(self, write: Write) -> Outcome:
         now = self._database._clock()
         # As in PostgreSQL, a row that can't be seen isn't waited for, and one that exists isn't inserted.
@@ -131,6 +133,8 @@ class MemorySession:
             if row is None:
                 await self._lock(write.saga_id)
                 row = self._row(write.saga_id)
+                if row is not None:
+                    self._unlock(write.saga_id)  # somebody was faster; ON CONFLICT DO NOTHING locks nothing
             return self._insert(write, now) if row is None else SagaAlreadyExistsError(write.saga_id)
         if row is None:
             return SagaNotFoundError(write.saga_id)

@@ -1,6 +1,6 @@
 """The contract kit, on memory and on PostgreSQL, with every kind of bind and both drivers."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TypeAlias
 from uuid import uuid4
@@ -20,7 +20,6 @@ from saga_store.testing import (
     TransactionContract,
     Transactions,
 )
-from tests.databases import Database, Databases
 
 DRIVERS = ("asyncpg", "psycopg")
 
@@ -35,13 +34,6 @@ JOINING_BINDS: dict[str, Callable[[AsyncEngine], AbstractAsyncContextManager[Asy
 }
 
 CountRows: TypeAlias = Callable[[], Awaitable[tuple[int, int]]]
-
-
-@pytest.fixture(scope="class")
-def database(databases: Databases, template: Database) -> Iterator[Database]:
-    """Yield one database for a class, where other tests get their own: the kit doesn't need an empty one."""
-    with databases.clone(template) as database:
-        yield database
 
 
 class RowCountContract(Contract):
