@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from benchmarks.server import serve
 from benchmarks.session import Plan, Session
 
 FOLDER = Path(__file__).parent.parent / ".bench"
-PLAN = Plan(crowds=(1, 16, 64, 256), rounds=5, seconds=1.0, budget=360.0, pairs=300, seed=1)
+PLAN = Plan(crowds=(1, 16, 64, 256), rounds=5, seconds=1.0, budget=360.0, pairs=300, counted=20, hot_sagas=256, seed=1)
 QUICK = replace(PLAN, crowds=(1, 64), rounds=2, seconds=0.4, pairs=100)
 
 
@@ -56,10 +56,9 @@ def _measure(rows: tuple[Row, ...], plan: Plan, folder: Path, skipped: dict[str,
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    chosen = {name: getattr(options, name) for name in ("crowds", "rounds", "seconds", "budget", "pairs", "seed")}
-    return replace(
-        QUICK if options.quick else PLAN, **{name: value for name, value in chosen.items() if value is not None}
-    )
+    chosen = {field.name: getattr(options, field.name) for field in fields(Plan)}
+    plan = QUICK if options.quick else PLAN
+    return replace(plan, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def _options() -> argparse.Namespace:
@@ -75,6 +74,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="how long a turn is (1.0)")
     parser.add_argument("--budget", type=float, help="make fewer rounds if they would take more seconds (360)")
     parser.add_argument("--pairs", type=int, help="lonely calls of each kind in a round (300)")
+    parser.add_argument("--counted", type=int, help="sagas that statements are counted by, at least (20)")
+    parser.add_argument("--hot-sagas", type=int, help="sagas whose contexts are updated to count HOT updates (256)")
     parser.add_argument("--seed", type=int, help="of the order of turns (1)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="whose disk the server's data is on (.bench)")
     parser.add_argument("--json", type=Path, default=FOLDER / "latest.json", help="the file to write")

@@ -14,23 +14,33 @@ from benchmarks.server import Server
 from benchmarks.workload import Clock, Measurement, measure, run_crowd
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 
-# To count by: enough for the batches of a crowd to become regular, few enough for the slow.
-LEAST_COUNTED = 20
-# Their contexts are updated by crowds of these sizes, so often each.
+# The crowds that update contexts, and how often each context is updated at most.
 HOT_CROWDS = (1, 64)
-HOT_SAGAS = 256
 HOT_UPDATES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure: how many sagas at a time, for how long, how often, and how long at most altogether."""
+    """What to measure.
+
+    Attributes:
+        crowds: How many sagas at a time.
+        rounds: How often each row has its turn at each crowd.
+        seconds: How long sagas are started in a turn.
+        budget: Make fewer rounds if they would take more seconds.
+        pairs: Lonely calls of each kind in a round.
+        counted: At least so many sagas are counted by.
+        hot_sagas: So many sagas have their context updated, again and again.
+        seed: Of the order of turns.
+    """
 
     crowds: tuple[int, ...]
     rounds: int
     seconds: float
     budget: float
     pairs: int
+    counted: int
+    hot_sagas: int
     seed: int
 
 
@@ -105,7 +115,7 @@ class Session:
                 self.findings.hot[crowd] = self._count_hot(bed, crowd)
 
     def _count(self, row: Row, crowd: int) -> dict[str, float | None]:
-        bed, sagas = self.beds[row.key], max(crowd, LEAST_COUNTED)
+        bed, sagas = self.beds[row.key], max(crowd, self._plan.counted)
 
         async def turn(counted: int) -> None:
             async with row.open(bed.url, CONNECTIONS) as run_saga:
@@ -126,12 +136,12 @@ class Session:
 
     def _count_hot(self, bed: Bed, crowd: int) -> float:
         """Return which share of the updates of contexts alone is HOT."""
-        ids = asyncio.run(ours.create_running(bed.url, HOT_SAGAS))
+        ids = asyncio.run(ours.create_running(bed.url, self._plan.hot_sagas))
 
         async def turn() -> None:
             async with ours.engine_on(bed.url, connections=CONNECTIONS) as engine:
                 update = ours.update_contexts(SqlAlchemySagaStorage(engine), ids)
-                await run_crowd(update, Clock(), at_a_time=crowd, tickets=_some(HOT_SAGAS * HOT_UPDATES))
+                await run_crowd(update, Clock(), at_a_time=crowd, tickets=_some(len(ids) * min(crowd, HOT_UPDATES)))
 
         return self._server.count(bed.name, lambda: asyncio.run(turn())).hot or 0.0
 

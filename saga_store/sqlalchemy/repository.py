@@ -52,7 +52,6 @@ class SqlAlchemySagaStorage(SagaStorage):
             tasks at once. An ``AsyncSession`` or ``AsyncConnection``: the storage joins that transaction,
             so that saga state and business rows commit together; the caller commits. The dialect is
             ``postgresql+asyncpg`` or ``postgresql+psycopg``.
-
         group_commit: With an engine or a sessionmaker, let concurrent calls share statements (see
             ``group_commit``). Without, every call is a statement of its own.
 
@@ -181,7 +180,7 @@ async def _read_revision(engine: AsyncEngine) -> str | None:
     try:
         async with asyncio.timeout(_REVISION_TIMEOUT_SECONDS), engine.connect() as connection:
             return cast("str | None", (await connection.execute(REVISION)).scalar_one_or_none())
-    except (SQLAlchemyError, OSError):
+    except Exception:  # noqa: BLE001 - there is a worse error to report, and this one is told as "none found"
         return None
 
 

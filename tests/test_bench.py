@@ -1,0 +1,140 @@
+"""``make bench``, at a size that says nothing about speed: every row does the work that it claims to do."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from benchmarks.beds import OF_SAGAS, Bed
+from benchmarks.peers import create_cqrs_tables
+from benchmarks.rows import ROWS, Row
+from benchmarks.server import BenchmarkError
+from benchmarks.workload import STEPS, Clock, run_crowd
+
+if TYPE_CHECKING:
+    from tests.databases import Database
+
+ROOT = Path(__file__).parent.parent
+SAGAS = 7
+CALLS = {"call": 12, "checkpoint": 6, "advance of the engine": 4, "step": 3}
+
+
+def installed(row: Row) -> bool:
+    return row.needs is None or importlib.util.find_spec(row.needs) is not None
+
+
+def bench(*options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "benchmarks", *options]
+    # A server for the tests and its programs are none of the benchmark's business.
+    environment = {name: value for name, value in os.environ.items() if name != "SAGA_STORE_TEST_PG"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def run_sagas(row: Row, url: str, *, at_a_time: int) -> Clock:
+    clock = Clock()
+
+    async def run() -> None:
+        async with row.open(url, 3) as run_saga:
+            assert await run_crowd(run_saga, clock, at_a_time=at_a_time, tickets=iter(range(SAGAS))) == SAGAS
+
+    asyncio.run(run())
+    return clock
+
+
+@pytest.fixture
+def url(row: Row, request: pytest.FixtureRequest) -> str:
+    """A database with the tables that the row needs."""
+    database: Database = request.getfixturevalue("database" if row.schema == "saga_store" else "empty_database")
+    if row.schema == "cqrs":
+        create_cqrs_tables(database.url())
+    return database.url()
+
+
+@pytest.mark.parametrize("at_a_time", [1, 5])
+@pytest.mark.parametrize("row", [row for row in ROWS if row.schema != "dbos"], ids=lambda row: row.key)
+def test_row_runs_whole_sagas(row: Row, url: str, at_a_time: int) -> None:
+    """Every saga is completed, with its context and its history, and every call was timed."""
+    clock = run_sagas(row, url, at_a_time=at_a_time)
+    assert len(clock.calls) == SAGAS * CALLS[row.call]
+    with psycopg.connect(url) as connection:
+        sagas: list[tuple[Any, ...]] = connection.execute(
+            "SELECT id, name, status::text, context FROM saga_executions"
+        ).fetchall()
+        history = connection.execute(
+            "SELECT saga_id, step_name, action, upper(status::text) FROM saga_logs ORDER BY id"
+        ).fetchall()
+    assert len(sagas) == SAGAS
+    for saga_id, name, status, context in sagas:
+        assert (name, status) == ("OrderSaga", "COMPLETED")
+        assert set(context["receipts"]) == set(STEPS)
+        assert [entry[1:] for entry in history if entry[0] == saga_id] == [
+            (step, "act", status) for step in STEPS for status in ("STARTED", "COMPLETED")
+        ]
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.schema == "dbos"], ids=lambda row: row.key)
+def test_dbos_runs_whole_workflows(row: Row, url: str) -> None:
+    """Every workflow has succeeded and recorded its three steps, if DBOS is installed."""
+    if not installed(row):
+        pytest.skip("DBOS isn't installed")
+    clock = run_sagas(row, url, at_a_time=5)
+    assert len(clock.calls) == SAGAS * CALLS[row.call]
+    with psycopg.connect(url) as connection:
+        workflows = connection.execute("SELECT workflow_uuid, status FROM dbos.workflow_status").fetchall()
+        steps = connection.execute("SELECT workflow_uuid FROM dbos.operation_outputs").fetchall()
+    assert [status for _, status in workflows] == ["SUCCESS"] * SAGAS
+    assert Counter(workflow for (workflow,) in steps) == {workflow: len(STEPS) for workflow, _ in workflows}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.key == "methods"], ids=lambda row: row.key)
+def test_missing_sagas_are_noticed(row: Row, url: str) -> None:
+    """A row that does less than it says ends the benchmark."""
+    run_sagas(row, url, at_a_time=1)
+    bed = Bed("bench_methods", url, OF_SAGAS)
+    bed.settle(SAGAS)
+    with pytest.raises(BenchmarkError, match="of 8 sagas"):
+        bed.settle(1)
+    with pytest.raises(BenchmarkError, match="bench_methods"):
+        Bed("bench_methods", url, replace(OF_SAGAS, entries_per_saga=5)).settle(SAGAS)
+
+
+def test_bench(tmp_path: Path) -> None:
+    """It measures every row on a durable server of its own, prints the tables and the targets, and writes them down."""
+    options = ["--crowds=1,2", "--rounds=1", "--seconds=0.01", "--pairs=3", "--counted=2", "--hot-sagas=8"]
+    done = bench(*options, f"--folder={tmp_path}", f"--json={tmp_path}/bench.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+
+    missing = [row for row in ROWS if not installed(row)]
+    assert list(report["rows"]) == [row.key for row in ROWS if row not in missing]
+    assert list(report["skipped"]) == [row.key for row in missing]
+    for row in missing:
+        assert f"SKIPPED: {row.key}" in done.stdout
+
+    assert {report["server"]["settings"][name] for name in ("fsync", "full_page_writes", "synchronous_commit")} == {
+        "on"
+    }
+    for row in report["rows"].values():
+        assert done.stdout.count(row["title"]) >= len(report["crowds"]), row["title"]
+        for figures in row["at"].values():
+            assert figures["rounds"][0]["sagas"] > 0
+            assert figures["statements"] >= figures["transactions"] > 0
+        assert row["sagas"] >= sum(figures["rounds"][0]["sagas"] for figures in row["at"].values())
+    assert report["rows"]["checkpoints"]["at"]["1"]["statements"] == 6
+    assert report["rows"]["methods"]["at"]["1"]["transactions"] == 12
+    for target in report["targets"]:
+        assert target["text"] in done.stdout
+
+    shown = bench(f"--render={tmp_path}/bench.json")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip() in done.stdout
+    assert not list(tmp_path.glob("server-*"))
