@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import asyncpg  # type: ignore[import-untyped] # it has no types
-from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from benchmarks.workload import NAME, STEPS, Clock, RunSaga, new_order, receipt
 from saga_store.sqlalchemy.statements import SAVE_UNLOCKED
@@ -58,7 +57,7 @@ class _Write(NamedTuple):
 class Batches:
     """The floor: our statement and our way to batch, but nothing is checked and nothing lies between it and asyncpg."""
 
-    def __init__(self, save: Any, parameters: list[str]) -> None:  # noqa: ANN401 - asyncpg's types are private
+    def __init__(self, save: Any, parameters: tuple[str, ...]) -> None:  # noqa: ANN401 - asyncpg's types are private
         self._save = save
         self._parameters = parameters
         self._queue: list[_Write] = []
@@ -118,11 +117,10 @@ class Batches:
 
 @asynccontextmanager
 async def _batches(url: str) -> AsyncIterator[Batches]:
-    compiled = SAVE_UNLOCKED.compile(dialect=dialect())  # type: ignore[no-untyped-call] # nor has this
     connection = await asyncpg.connect(url)
     try:
-        statement = await connection.prepare(str(compiled))
-        yield Batches(statement.fetch, list(compiled.positiontup or ()))
+        statement = await connection.prepare(SAVE_UNLOCKED.numbered)
+        yield Batches(statement.fetch, SAVE_UNLOCKED.names)
     finally:
         await connection.close()
 

@@ -24,13 +24,17 @@ class Cut(Enum):
 
 @dataclass
 class Proxy:
-    """Listens on ``port``; ``round_trips`` counts what the clients sent and waited for."""
+    """Listens on ``port``; ``round_trips`` counts what the clients sent and waited for.
+
+    ``cut`` cuts the connection of the next round trip, or of the one after ``let_pass`` others.
+    """
 
     host: str
     target: int
     port: int = 0
     round_trips: int = 0
     cut: Cut | None = None
+    let_pass: int = 0
     _answers_lost: set[asyncio.StreamWriter] = field(default_factory=set)
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -81,11 +85,13 @@ class Proxy:
             body = await reader.readexactly(struct.unpack("!I", size)[0] - 4)
             if kind in _WAITS_FOR_ANSWER:
                 self.round_trips += 1
-                if self.cut is Cut.BEFORE_SENDING:
+                if self.let_pass:
+                    self.let_pass -= 1
+                elif self.cut is Cut.BEFORE_SENDING:
                     self.cut = None
                     client.transport.abort()
                     return
-                if self.cut is Cut.BEFORE_ANSWER:
+                elif self.cut is Cut.BEFORE_ANSWER:
                     self.cut = None
                     self._answers_lost.add(client)
                     server.write(kind + size + body)

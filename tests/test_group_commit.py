@@ -1,16 +1,16 @@
 """Group commit: the interleavings, written down before the code.
 
-Who can be where: a *caller* is queued (its write waits), in flight (its write is in the statement that the
-flusher awaits) or apart (its row was locked, and a task of its own waits for it). The *flusher* is awaiting a
-statement or doesn't exist. Nothing else awaits, so between two awaits the queue is consistent.
+Who can be where: a *caller* is queued (its write waits), in flight (its write is in the statement that is awaited,
+by itself if it came alone, else by the flusher) or apart (its row was locked, and a task of its own waits for it). The
+*flusher* is awaiting a statement or doesn't exist. Nothing else awaits, so between two awaits the queue is consistent.
 
 ===========================================  ==========================================================
 what happens                                 what must follow
 ===========================================  ==========================================================
-nobody else is there                         flushed at once, alone
+nobody else is there                         flushed at once, alone, in the caller's own task
 callers arrive during a flush                they share the next statement
-the first caller is cancelled in flight      its write goes on, and the others get their answers
-another is cancelled in flight               likewise
+the one who flushes alone is cancelled       so is its statement, and the others are flushed
+one of a batch is cancelled in flight        its write goes on, and the others get their answers
 one is cancelled while queued                its write is never sent
 two writes of one saga are queued            they go in two statements, in the order of the calls
 a create and an update at once               likewise, so the update finds the saga
@@ -37,7 +37,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from saga_store import (
     Checkpoint,
-    InvalidSagaDataError,
     LogStep,
     SagaAlreadyExistsError,
     SagaConcurrencyError,
@@ -69,6 +68,7 @@ class Statements:
         self.locked: set[UUID] = set()
         self.guilty: set[UUID] = set()
         self.error: SagaStoreError | None = None
+        self.bug: Exception | None = None
         self.gate = asyncio.Event()
         self.lock = asyncio.Event()
         self.group = GroupCommit(save=self.save, save_unlocked=self.save_unlocked)
@@ -76,6 +76,8 @@ class Statements:
     async def save_unlocked(self, writes: Sequence[Write]) -> list[Outcome | None]:
         self.batches.append(list(writes))
         await self.gate.wait()
+        if self.bug:
+            raise self.bug
         if self.error and (not self.guilty or self.guilty & {write.saga_id for write in writes}):
             raise self.error
         return [None if write.saga_id in self.locked else len(self.batches) for write in writes]
@@ -89,10 +91,22 @@ class Statements:
         return asyncio.create_task(self._call(Write(saga_id or uuid4(), context=context)))
 
     async def _call(self, write: Write) -> Outcome:
-        return await self.group.submit(write)
+        return await self.group.write(write)
 
-    def ids(self) -> list[list[UUID]]:
-        return [[write.saga_id for write in batch] for batch in self.batches]
+    async def under_way(self) -> asyncio.Task[Outcome]:
+        """Have a statement in flight, so that those who come now share the next one."""
+        leader = self.call()
+        await settle()
+        self.batches.clear()
+        return leader
+
+    def release(self) -> None:
+        """Let the statement in flight end, and no other."""
+        self.gate.set()
+        self.gate.clear()
+
+    def sizes(self) -> list[int]:
+        return [len(batch) for batch in self.batches]
 
 
 async def settle() -> None:
@@ -123,15 +137,30 @@ class TestQueue:
         assert await asyncio.gather(*calls) == [1] + [2] * 10
         assert [len(batch) for batch in statements.batches] == [1, 10]
 
-    async def test_the_first_caller_cancelled_in_flight_disturbs_nobody(self, statements: Statements) -> None:
+    async def test_one_who_flushes_alone_and_is_cancelled_disturbs_nobody(self, statements: Statements) -> None:
+        first = statements.call()
+        await settle()
+        second = statements.call()
+        await settle()
+        first.cancel()
+        statements.gate.set()
+        assert await second == 2
+        assert first.cancelled()
+        assert statements.sizes() == [1, 1]
+
+    async def test_one_of_a_batch_cancelled_in_flight_disturbs_nobody(self, statements: Statements) -> None:
+        leader = await statements.under_way()
         first, second = statements.call(), statements.call()
+        await settle()
+        statements.release()
+        await leader
         await settle()
         first.cancel()
         await settle()
         statements.gate.set()
         assert await second == 1
         assert first.cancelled()
-        assert [len(batch) for batch in statements.batches] == [2]
+        assert statements.sizes() == [2]
 
     async def test_a_write_cancelled_while_queued_is_never_sent(self, statements: Statements) -> None:
         first = statements.call()
@@ -144,8 +173,10 @@ class TestQueue:
         assert [len(batch) for batch in statements.batches] == [1, 1]
 
     async def test_writes_of_one_saga_keep_their_order_in_statements_of_their_own(self, statements: Statements) -> None:
+        await statements.under_way()
         saga_id = uuid4()
         calls = [statements.call(saga_id, f'{{"n":{n}}}') for n in range(5)] + [statements.call()]
+        await settle()
         statements.gate.set()
         assert await asyncio.gather(*calls) == [1, 2, 3, 4, 5, 1]
         contexts = [write.context for batch in statements.batches for write in batch if write.saga_id == saga_id]
@@ -153,16 +184,20 @@ class TestQueue:
 
     async def test_batches_are_bounded_by_rows(self, statements: Statements, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_BATCH_ROWS", 10)
+        await statements.under_way()
         calls = [statements.call() for _ in range(25)]
+        await settle()
         statements.gate.set()
         await asyncio.gather(*calls)
-        assert [len(batch) for batch in statements.batches] == [10, 10, 5]
+        assert statements.sizes() == [10, 10, 5]
 
     async def test_batches_are_bounded_by_bytes_but_never_empty(
         self, statements: Statements, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "MAX_BATCH_BYTES", 100)
+        await statements.under_way()
         calls = [statements.call(context="x" * size) for size in (40, 40, 40, 500, 10)]
+        await settle()
         statements.gate.set()
         await asyncio.gather(*calls)
         assert [[len(write.context or "") for write in batch] for batch in statements.batches] == [
@@ -173,7 +208,9 @@ class TestQueue:
         ]
 
     async def test_a_batch_that_fails_for_one_writes_sake_is_split(self, statements: Statements) -> None:
+        await statements.under_way()
         calls = {saga_id: statements.call(saga_id) for saga_id in (uuid4() for _ in range(8))}
+        await settle()
         guilty = list(calls)[5]
         statements.guilty = {guilty}
         statements.error = StorageUnavailableError("too deep for the stack", "54001")
@@ -197,11 +234,15 @@ class TestQueue:
     ) -> None:
         """Each caller gets an error of its own, with the cause."""
         error.__cause__ = OSError("gone")
-        statements.error = error
+        leader = await statements.under_way()
         calls = [statements.call() for _ in range(4)]
+        await settle()
+        statements.error = error
         statements.gate.set()
         answers = await asyncio.gather(*calls)
-        assert [len(batch) for batch in statements.batches] == [4]
+        assert statements.sizes() == [4]
+        with pytest.raises(type(error)):
+            await leader
         assert len({id(answer) for answer in answers}) == 4
         for answer in answers:
             assert isinstance(answer, type(error))
@@ -209,8 +250,12 @@ class TestQueue:
             assert answer.__cause__ is error.__cause__
 
     async def test_an_unknown_outcome_names_each_callers_own_saga(self, statements: Statements) -> None:
-        statements.error = UnknownOutcomeError(uuid4())
+        leader = await statements.under_way()
         calls = {saga_id: statements.call(saga_id) for saga_id in (uuid4(), uuid4())}
+        await settle()
+        statements.release()
+        await leader
+        statements.error = UnknownOutcomeError(uuid4())
         statements.gate.set()
         for saga_id, call in calls.items():
             answer = await call
@@ -218,10 +263,15 @@ class TestQueue:
             assert answer.saga_id == saga_id
 
     async def test_a_bug_reaches_every_caller_and_the_queue_goes_on(self, statements: Statements) -> None:
-        statements.error = InvalidSagaDataError("the input", "was refused")
+        leader = await statements.under_way()
+        calls = [statements.call(), statements.call()]
+        await settle()
+        statements.bug = ZeroDivisionError()
         statements.gate.set()
-        assert isinstance(await statements.call(), InvalidSagaDataError)
-        statements.error = None
+        for call in (leader, *calls):
+            with pytest.raises(ZeroDivisionError):
+                await call
+        statements.bug = None
         assert await statements.call() == 2
 
     async def test_a_locked_row_is_waited_for_apart(self, statements: Statements) -> None:
@@ -261,7 +311,7 @@ class TestQueue:
         stuck = [statements.call(saga_id) for saga_id in ids]
         await settle()
         assert len(statements.alone) == module.MAX_WAITING_FOR_LOCKS
-        assert await statements.call() == 2
+        assert isinstance(await statements.call(), int)
         statements.lock.set()
         assert await asyncio.gather(*stuck) == [99] * 10
 
@@ -389,10 +439,11 @@ class TestOnPostgreSQL:
             storage = SqlAlchemySagaStorage(engine)
             for _ in range(8):
                 await storage.create_saga(uuid4(), "order", {})
-            proxy.cut = Cut.BEFORE_ANSWER
-            answers = await asyncio.gather(
-                *(storage.create_saga(saga_id, "order", {}) for saga_id in ids), return_exceptions=True
+            proxy.let_pass, proxy.cut = 1, Cut.BEFORE_ANSWER  # the first caller flushes alone
+            first, *answers = await asyncio.gather(
+                *(storage.create_saga(saga_id, "order", {}) for saga_id in [uuid4(), *ids]), return_exceptions=True
             )
+        assert first is None
         assert [getattr(answer, "saga_id", None) for answer in answers] == ids
         assert {type(answer) for answer in answers} == {UnknownOutcomeError}
 

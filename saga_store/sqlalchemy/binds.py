@@ -1,56 +1,66 @@
-"""Where a connection comes from: what each kind of bind means for the unit of work."""
+"""Where a statement runs: what each kind of bind means for the unit of work."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
+from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.util import greenlet_spawn
 
+from saga_store.sqlalchemy.failures import is_lost
+from saga_store.sqlalchemy.statements import Statement
 from saga_store.sqlalchemy.tables import SagaExecutionModel
 
 BindTarget: TypeAlias = AsyncEngine | async_sessionmaker[AsyncSession] | AsyncSession | AsyncConnection
+Parameters: TypeAlias = Mapping[str, object]
+Rows: TypeAlias = Sequence[Sequence[Any]]
 
-_ROUTE = {"mapper": SagaExecutionModel}
-_AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}
 
+@dataclass(slots=True)
+class Attempt:
+    """How far a statement got: what an error means depends on it."""
 
-class Lent(NamedTuple):
-    """A connection for one statement, and whether the statement is committed with it."""
-
-    connection: AsyncConnection
-    commits: bool
+    engine: AsyncEngine | None = None
+    reached_connection: bool = False
+    commits: bool = True
 
 
 class Bind(Protocol):
-    def connection(self) -> AbstractAsyncContextManager[Lent]: ...
+    async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows: ...
 
 
 class EngineBind:
     """A connection from the pool for each statement, in autocommit: no BEGIN and no COMMIT travel."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine.execution_options(**_AUTOCOMMIT)
+        _check_driver(engine.dialect.name, engine.dialect.driver)
+        self._engine = engine
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Lent]:
-        async with self._engine.connect() as connection:
-            yield Lent(connection, commits=True)
+    async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+        attempt.engine = self._engine
+        return await greenlet_spawn(_execute_on_pool, self._engine.sync_engine, statement, parameters, attempt)
 
 
 class SessionmakerBind:
-    """A session for each statement, so that its routing (``binds``, ``get_bind``) is honoured."""
+    """As an engine, the one that a session of the maker's is routed to (``binds``, ``get_bind``)."""
 
     def __init__(self, maker: async_sessionmaker[AsyncSession]) -> None:
         self._maker = maker
-        # A maker bound to a connection joins a transaction of someone's, where autocommit can't be had.
-        self._options = {} if isinstance(maker.kw.get("bind"), AsyncConnection) else _AUTOCOMMIT
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Lent]:
-        async with self._maker.begin() as session:
-            connection = await session.connection(bind_arguments=_ROUTE, execution_options=self._options)
-            yield Lent(connection, commits=True)
+    async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+        async with self._maker() as session:
+            routed = session.get_bind(SagaExecutionModel)
+            if isinstance(routed, Engine):
+                _check_driver(routed.dialect.name, routed.dialect.driver)
+                attempt.engine = AsyncEngine(routed)
+                return await greenlet_spawn(_execute_on_pool, routed, statement, parameters, attempt)
+            # A maker bound to a connection joins a transaction of someone's, where autocommit can't be had.
+            async with session.begin():
+                connection = await session.connection(bind_arguments={"mapper": SagaExecutionModel})
+                attempt.engine, attempt.reached_connection = connection.engine, True
+                return (await connection.execute(statement.text, parameters)).all()
 
 
 class JoinedBind:
@@ -60,19 +70,18 @@ class JoinedBind:
         self.joined = joined
         self._one_at_a_time = asyncio.Lock()
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Lent]:
+    async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
         async with self._one_at_a_time:
             joined = self.joined
             connection = (
-                joined if isinstance(joined, AsyncConnection) else await joined.connection(bind_arguments=_ROUTE)
+                joined
+                if isinstance(joined, AsyncConnection)
+                else await joined.connection(bind_arguments={"mapper": SagaExecutionModel})
             )
-            yield Lent(connection, commits=await _in_autocommit(connection))
-
-
-async def _in_autocommit(connection: AsyncConnection) -> bool:
-    raw = (await connection.get_raw_connection()).dbapi_connection
-    return raw is not None and connection.dialect.detect_autocommit_setting(raw)
+            _check_driver(connection.dialect.name, connection.dialect.driver)
+            attempt.commits = await _in_autocommit(connection)
+            attempt.engine, attempt.reached_connection = connection.engine, True
+            return (await connection.execute(statement.text, parameters)).all()
 
 
 def make_bind(target: BindTarget) -> Bind:
@@ -86,3 +95,56 @@ def make_bind(target: BindTarget) -> Bind:
         f"SqlAlchemySagaStorage takes an AsyncEngine, async_sessionmaker, AsyncSession or AsyncConnection, not "
         f"{type(target).__name__}; make an engine with sqlalchemy.ext.asyncio.create_async_engine()"
     )
+
+
+async def _in_autocommit(connection: AsyncConnection) -> bool:
+    raw = (await connection.get_raw_connection()).dbapi_connection
+    return raw is not None and connection.dialect.detect_autocommit_setting(raw)
+
+
+async def _fetch_asyncpg(driver: Any, statement: Statement, parameters: Parameters) -> Rows:  # noqa: ANN401 - no types
+    rows: Rows = await driver.fetch(statement.numbered, *[parameters[name] for name in statement.names])
+    return rows
+
+
+async def _fetch_psycopg(driver: Any, statement: Statement, parameters: Parameters) -> Rows:  # noqa: ANN401 - no types
+    cursor = await driver.execute(statement.named, parameters)
+    rows: Rows = await cursor.fetchall()
+    return rows
+
+
+_FETCH: dict[str, Callable[[Any, Statement, Parameters], Awaitable[Rows]]] = {
+    "asyncpg": _fetch_asyncpg,
+    "psycopg": _fetch_psycopg,
+}
+
+
+def _check_driver(name: str, driver: str) -> None:
+    if name != "postgresql" or driver not in _FETCH:
+        raise TypeError(
+            f"SqlAlchemySagaStorage needs PostgreSQL over asyncpg or psycopg, not {name}+{driver}; "
+            "begin the engine's URL with postgresql+asyncpg:// or postgresql+psycopg://"
+        )
+
+
+def _execute_on_pool(engine: Engine, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+    """Run the statement on the driver's own connection: what SQLAlchemy would add costs more than the driver."""
+    fetch = _FETCH[engine.dialect.driver]
+    pooled = engine.raw_connection()
+    connection: Any = pooled.dbapi_connection
+    before = connection.autocommit
+    try:
+        connection.autocommit = True
+        attempt.reached_connection = True
+        rows: Rows = connection.run_async(lambda driver: fetch(driver, statement, parameters))
+        connection.autocommit = before
+    except BaseException as exc:
+        if isinstance(exc, Exception) and not is_lost(exc):
+            connection.autocommit = before
+        else:
+            pooled.invalidate(exc)
+        raise
+    else:
+        return rows
+    finally:
+        pooled.close()

@@ -1,6 +1,6 @@
 """Many callers, one statement: whoever arrives while a flush is under way goes in the next one.
 
-A lonely caller's write is flushed at once; nothing waits for a timer. What is queued:
+A caller who finds no flush under way flushes at once, alone; nothing waits for a timer. What is queued:
 
 - at most one write per saga in a batch, so each saga's writes take effect in the order of the calls;
 - batches bounded by rows and bytes;
@@ -10,7 +10,7 @@ A lonely caller's write is flushed at once; nothing waits for a timer. What is q
 - a caller that is cancelled while its write is queued takes it back; while it is in flight, the batch goes
   on and the answer is dropped.
 
-The flusher is a task that ends when the queue is empty, so there is nothing to start or to close.
+Batches are flushed by a task that ends when nobody is left, so there is nothing to start or to close.
 """
 
 import asyncio
@@ -62,12 +62,12 @@ class GroupCommit:
         self._queue: _Queue | None = None
         self._changing_loops = threading.Lock()
 
-    def submit(self, write: Write) -> asyncio.Future[Outcome]:
+    async def write(self, write: Write) -> Outcome:
         loop = asyncio.get_running_loop()
         queue = self._queue
         if queue is None or queue.loop is not loop:
             queue = self._change_loop(loop)
-        return queue.submit(write)
+        return await queue.write(write)
 
     def _change_loop(self, loop: asyncio.AbstractEventLoop) -> "_Queue":
         with self._changing_loops:
@@ -90,28 +90,58 @@ class _Queue:
         # The sagas that have a write to flush and none in flight.
         self._ready: deque[UUID] = deque()
         self._flusher: asyncio.Task[None] | None = None
+        self._flushes_alone = False
         self._lock_waiters: set[asyncio.Task[None]] = set()
         self._lock_waiter_slots = asyncio.Semaphore(MAX_WAITING_FOR_LOCKS)
 
-    def submit(self, write: Write) -> asyncio.Future[Outcome]:
+    async def write(self, write: Write) -> Outcome:
         entry = _Entry(write, self.loop.create_future())
         line = self._lines.get(write.saga_id)
-        if line is None:
-            self._lines[write.saga_id] = deque((entry,))
-            self._make_ready(write.saga_id)
-        else:
+        if line is not None:
             line.append(entry)
-        return entry.answer
+            return await entry.answer
+        self._lines[write.saga_id] = deque((entry,))
+        if self._flusher is None and not self._flushes_alone:
+            return await self._flush_alone(entry)
+        self._make_ready(write.saga_id)
+        return await entry.answer
+
+    async def _flush_alone(self, entry: _Entry) -> Outcome:
+        """Flush in the caller's own task, which may be cancelled: nobody else's write is in this statement."""
+        self._flushes_alone = True
+        outcome: Outcome | None = None
+        is_locked = False
+        try:
+            [outcome] = await self._save_unlocked((entry.write,))
+            is_locked = outcome is None
+        except StorageUnavailableError as exc:
+            is_locked = exc.sqlstate == _LOCK_NOT_AVAILABLE
+            if not is_locked:
+                raise
+        finally:
+            self._flushes_alone = False
+            if not is_locked:
+                self._finish((entry,))
+            self._flush_what_is_ready()
+        if outcome is None:
+            self._wait_for_lock(entry)
+            return await entry.answer
+        return outcome
 
     def _make_ready(self, saga_id: UUID) -> None:
         self._ready.append(saga_id)
-        if self._flusher is None:
+        self._flush_what_is_ready()
+
+    def _flush_what_is_ready(self) -> None:
+        if self._ready and self._flusher is None and not self._flushes_alone:
             self._flusher = self.loop.create_task(self._flush_all())
 
     async def _flush_all(self) -> None:
         try:
             while batch := self._take_batch():
                 self._finish(await self._flush(batch))
+                # Those who have just been answered may have more to write: let them join the next batch.
+                await asyncio.sleep(0)
         except BaseException:
             # The loop is shutting down, and nobody would ever answer those who wait.
             for line in self._lines.values():

@@ -3,13 +3,11 @@
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Row, TextClause
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from saga_store.errors import (
@@ -22,10 +20,11 @@ from saga_store.errors import (
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
-from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
+from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
+from saga_store.sqlalchemy.binds import Attempt, BindTarget, JoinedBind, Parameters, Rows, make_bind
+from saga_store.sqlalchemy.failures import is_lost, reason, sqlstate
 from saga_store.sqlalchemy.group_commit import GroupCommit
-from saga_store.sqlalchemy.statements import HISTORY, REVISION, SAGA, SAVE, SAVE_UNLOCKED, STALE
+from saga_store.sqlalchemy.statements import HISTORY, REVISION, SAGA, SAVE, SAVE_UNLOCKED, STALE, Statement
 from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
 from saga_store.storage import SagaStorage
 from saga_store.validation import decode_context
@@ -33,9 +32,6 @@ from saga_store.write import Outcome, Write
 
 # PostgreSQL's codes: a table, column or schema isn't there.
 _SCHEMA_CODES = {"42P01", "42703", "3F000"}
-# The server ended the connection; whether it had committed by then can't be told.
-_DISCONNECT_CODES = {"57P01", "57P02", "57P03"}
-_CONNECTION_CLASS = "08"
 _DATA_CLASS = "22"
 # Serialization failure and deadlock: the statement was rolled back, and may well succeed next time.
 _RETRIABLE_CODES = {"40001", "40P01"}
@@ -79,22 +75,20 @@ class SqlAlchemySagaStorage(SagaStorage):
     async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         if self._group is None:
             return await self._save(writes)
-        answers = [self._group.submit(write) for write in writes]
-        return [await answer for answer in answers]
+        if len(writes) == 1:
+            return [await self._group.write(writes[0])]
+        return await asyncio.gather(*map(self._group.write, writes))
 
     async def _save(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         rows = await self._execute_save(SAVE, writes)
-        return [_outcome(write, row) for write, row in zip(writes, rows, strict=True)]
+        return [_outcome(write, *rows[write.saga_id]) for write in writes]
 
     async def _save_unlocked(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
         rows = await self._execute_save(SAVE_UNLOCKED, writes)
-        return [
-            None if row.is_there and not write.creates and row.written is None else _outcome(write, row)
-            for write, row in zip(writes, rows, strict=True)
-        ]
+        return [_outcome_unless_locked(write, rows[write.saga_id]) for write in writes]
 
-    async def _execute_save(self, statement: TextClause, writes: Sequence[Write]) -> Sequence[Row[Any]]:
-        """Return a row for each write, retrying what PostgreSQL asks to be retried if nobody's transaction is lost."""
+    async def _execute_save(self, statement: Statement, writes: Sequence[Write]) -> dict[UUID, Sequence[Any]]:
+        """Return a row for each saga, retrying what PostgreSQL asks to be retried if nobody's transaction is lost."""
         parameters = _save_parameters(writes)
         for delay in _RETRY_DELAYS_SECONDS:
             try:
@@ -106,80 +100,58 @@ class SqlAlchemySagaStorage(SagaStorage):
             await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter, not a secret
         else:
             rows = await self._execute(statement, parameters, writes=writes)
-        found = {row.saga_id: row for row in rows}
-        return [found[write.saga_id] for write in writes]
+        return {row[0]: row[1:] for row in rows}
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
         rows = await self._execute(SAGA, {"saga_id": saga_id})
         if not rows:
             raise SagaNotFoundError(saga_id)
-        return _execution(rows[0])
+        return _execution(*rows[0])
 
     async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
         rows = await self._execute(HISTORY, {"saga_id": saga_id})
         if not rows:
             raise SagaNotFoundError(saga_id)
-        return [_log_entry(saga_id, row) for row in rows if row.id is not None]
+        # A saga without history comes as one row of NULLs.
+        return [_log_entry(saga_id, *row) for row in rows if row[0] is not None]
 
     async def _fetch_stale(
         self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
     ) -> list[SagaExecution]:
         parameters = {"stale_after": stale_after, "limit": limit, "name": name, "max_attempts": max_attempts}
-        return [_execution(row) for row in await self._execute(STALE, parameters)]
+        return [_execution(*row) for row in await self._execute(STALE, parameters)]
 
-    async def _execute(
-        self, statement: TextClause, parameters: Mapping[str, object], *, writes: Sequence[Write] = ()
-    ) -> Sequence[Row[Any]]:
-        lent = None
+    async def _execute(self, statement: Statement, parameters: Parameters, *, writes: Sequence[Write] = ()) -> Rows:
+        attempt = Attempt()
         try:
-            async with self._bind.connection() as lent:
-                return (await lent.connection.execute(statement, parameters)).all()
+            return await self._bind.execute(statement, parameters, attempt)
         except Exception as exc:
-            if lent is None:
-                # Drivers fail to connect in ways of their own; in none of them has anything been sent.
-                raise StorageUnavailableError(f"couldn't get a connection: {_reason(exc)}", _sqlstate(exc)) from exc
-            if not isinstance(exc, SQLAlchemyError | OSError):
-                raise
-            raise await self._translated(exc, lent.connection.engine, writes if lent.commits else ()) from exc
-
-    async def _translated(self, exc: Exception, engine: AsyncEngine, writes: Sequence[Write]) -> SagaStoreError:
-        sqlstate = _sqlstate(exc)
-        if _is_lost(exc, sqlstate):
-            if writes:
-                return UnknownOutcomeError(writes[0].saga_id)
-            return StorageUnavailableError(f"the connection was lost: {_reason(exc)}", sqlstate)
-        if sqlstate in _SCHEMA_CODES:
-            return SchemaError(await _read_revision(engine), NEEDED_REVISION)
-        if sqlstate is not None and sqlstate.startswith(_DATA_CLASS):
-            return InvalidSagaDataError("the input", f"was refused by PostgreSQL: {_reason(exc)}")
-        return StorageUnavailableError(_reason(exc), sqlstate)
+            if isinstance(exc, TypeError) and attempt.engine is None:
+                raise  # the bind is of a kind that can't be used
+            raise await _translated(exc, attempt, writes) from exc
 
 
-def _is_lost(exc: Exception, sqlstate: str | None) -> bool:
-    """Whether the connection died, so that the server's verdict on the statement is unknown."""
-    if sqlstate is None:
-        return isinstance(exc, DBAPIError | OSError)  # SQLAlchemy's other errors are raised before anything is sent
-    if sqlstate in _DISCONNECT_CODES or sqlstate.startswith(_CONNECTION_CLASS):
-        return True
-    return isinstance(exc, DBAPIError) and exc.connection_invalidated
-
-
-def _sqlstate(exc: BaseException) -> str | None:
-    code = getattr(getattr(exc, "orig", exc), "sqlstate", None)
-    return code if isinstance(code, str) else None
-
-
-def _reason(exc: BaseException) -> str:
-    """What the database or the driver said, without SQLAlchemy's wrapping and our statement."""
-    said = getattr(exc, "orig", None) or exc
-    return str(said.__cause__ or said).strip() or type(said).__name__
+async def _translated(exc: Exception, attempt: Attempt, writes: Sequence[Write]) -> SagaStoreError:
+    code = sqlstate(exc)
+    if not attempt.reached_connection:
+        # Drivers fail to connect in ways of their own; in none of them has anything been sent.
+        return StorageUnavailableError(f"couldn't get a connection: {reason(exc)}", code)
+    if is_lost(exc):
+        if writes and attempt.commits:
+            return UnknownOutcomeError(writes[0].saga_id)
+        return StorageUnavailableError(f"the connection was lost: {reason(exc)}", code)
+    if code in _SCHEMA_CODES and attempt.engine is not None:
+        return SchemaError(await _read_revision(attempt.engine), NEEDED_REVISION)
+    if code is not None and code.startswith(_DATA_CLASS):
+        return InvalidSagaDataError("the input", f"was refused by PostgreSQL: {reason(exc)}")
+    return StorageUnavailableError(reason(exc), code)
 
 
 async def _read_revision(engine: AsyncEngine) -> str | None:
     """Read the recorded revision over another connection: the failed one may be in an aborted transaction."""
     try:
         async with asyncio.timeout(_REVISION_TIMEOUT_SECONDS), engine.connect() as connection:
-            return cast("str | None", (await connection.execute(REVISION)).scalar_one_or_none())
+            return cast("str | None", (await connection.execute(REVISION.text)).scalar_one_or_none())
     except Exception:  # noqa: BLE001 - there is a worse error to report, and this one is told as "none found"
         return None
 
@@ -208,41 +180,57 @@ def _plain(status: SagaStatus | SagaStepStatus | None) -> str | None:
     return None if status is None else status.value
 
 
-def _outcome(write: Write, row: Row[Any]) -> Outcome:
-    if row.written is not None:
-        return cast("int", row.written)
+def _outcome(write: Write, written: int | None, found: int | None, _is_there: object = None) -> Outcome:
+    if written is not None:
+        return written
     if write.creates:
         return SagaAlreadyExistsError(write.saga_id)
-    if row.found is None or write.expected_version is None:
+    if found is None or write.expected_version is None:
         return SagaNotFoundError(write.saga_id)
-    return SagaConcurrencyError(write.saga_id, write.expected_version, row.found)
+    return SagaConcurrencyError(write.saga_id, write.expected_version, found)
 
 
-def _execution(row: Row[Any]) -> SagaExecution:
+def _outcome_unless_locked(write: Write, row: Sequence[Any]) -> Outcome | None:
+    written, _, is_there = row
+    return None if is_there and written is None and not write.creates else _outcome(write, *row)
+
+
+def _execution(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statements
+    saga_id: UUID,
+    name: str,
+    status: str,
+    context: str,
+    version: int,
+    recovery_attempts: int,
+    lease_owner: str | None,
+    lease_expires_at: datetime | None,
+    created_at: datetime,
+    updated_at: datetime,
+) -> SagaExecution:
     return SagaExecution(
-        id=UUID(int=row.id.int),  # asyncpg's own UUID class stays inside
-        name=row.name,
-        status=SagaStatus(row.status),
-        context=decode_context(row.context),
-        version=row.version,
-        recovery_attempts=row.recovery_attempts,
-        lease_owner=row.lease_owner,
-        lease_expires_at=None if row.lease_expires_at is None else _in_utc(row.lease_expires_at),
-        created_at=_in_utc(row.created_at),
-        updated_at=_in_utc(row.updated_at),
+        id=UUID(int=saga_id.int),  # asyncpg's own UUID class stays inside
+        name=name,
+        status=SagaStatus(status),
+        context=decode_context(context),
+        version=version,
+        recovery_attempts=recovery_attempts,
+        lease_owner=lease_owner,
+        lease_expires_at=None if lease_expires_at is None else _in_utc(lease_expires_at),
+        created_at=_in_utc(created_at),
+        updated_at=_in_utc(updated_at),
     )
 
 
-def _log_entry(saga_id: UUID, row: Row[Any]) -> SagaLogEntry:
-    return SagaLogEntry(
-        id=row.id,
-        saga_id=saga_id,
-        step_name=row.step_name,
-        action=row.action,
-        status=SagaStepStatus(row.status),
-        details=row.details,
-        created_at=_in_utc(row.created_at),
-    )
+def _log_entry(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statement
+    saga_id: UUID,
+    entry_id: int,
+    step_name: str,
+    action: StepAction,
+    status: str,
+    details: str | None,
+    created_at: datetime,
+) -> SagaLogEntry:
+    return SagaLogEntry(entry_id, saga_id, step_name, action, SagaStepStatus(status), details, _in_utc(created_at))
 
 
 def _in_utc(moment: datetime) -> datetime:

@@ -1,6 +1,25 @@
 """Every SQL statement of the storage; no I/O."""
 
 from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import asyncpg, psycopg
+
+
+class Statement:
+    """SQL with ``:names`` for parameters, spelled for SQLAlchemy (``text``) and for each driver.
+
+    Attributes:
+        text: For SQLAlchemy.
+        numbered: For asyncpg, with ``$1``; ``names`` says which parameter that is.
+        named: For psycopg, with ``%(name)s``.
+    """
+
+    def __init__(self, sql: str) -> None:
+        self.text = text(sql)
+        numbered = self.text.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call] # SQLAlchemy leaves it so
+        self.numbered = str(numbered)
+        self.names = tuple(numbered.positiontup or ())
+        self.named = str(self.text.compile(dialect=psycopg.dialect()))  # type: ignore[no-untyped-call] # likewise
+
 
 # Applies a batch of writes to different sagas, each atomically, in one statement. A refused write raises
 # nothing (it would abort the caller's transaction): its saga comes back with `written` NULL, and `found`
@@ -10,6 +29,8 @@ from sqlalchemy import text
 #   log entries follow the order of its commits, and makes `version` the latest committed one.
 # - LATERAL makes it one index probe a saga whatever the statistics say: a cached plan made when the table
 #   was empty must not turn into a sequential scan per write when it is full.
+# - SELECT around each array hides its length from the planner. Otherwise it would find a plan of its own for
+#   every call cheaper than the prepared one, and planning takes longer than executing.
 # - The times are the statement's, not the transaction's, which may have begun long ago; a step that waited in
 #   a buffer gets the time at which it was logged.
 # - SAVE_UNLOCKED waits for nobody: a row that somebody has locked is skipped, and `is_there` tells it from a
@@ -18,8 +39,9 @@ _SAVE = """
 WITH input AS MATERIALIZED (
     SELECT i.*
     FROM unnest(
-        CAST(:saga_ids AS uuid[]), CAST(:names AS text[]), CAST(:statuses AS text[]),
-        CAST(CAST(:contexts AS text[]) AS json[]), CAST(:attempts AS integer[]), CAST(:expected AS bigint[])
+        (SELECT CAST(:saga_ids AS uuid[])), (SELECT CAST(:names AS text[])), (SELECT CAST(:statuses AS text[])),
+        (SELECT CAST(CAST(:contexts AS text[]) AS json[])), (SELECT CAST(:attempts AS integer[])),
+        (SELECT CAST(:expected AS bigint[]))
     ) AS i (saga_id, name, status, context, attempts, expected) {patience}
     ORDER BY saga_id
 ), created AS (
@@ -60,8 +82,9 @@ WITH input AS MATERIALIZED (
     SELECT s.saga_id, s.step_name, s.action, s.status, s.details,
         statement_timestamp() - make_interval(secs => s.age)
     FROM unnest(
-        CAST(:step_saga_ids AS uuid[]), CAST(:step_names AS text[]), CAST(:step_actions AS text[]),
-        CAST(:step_statuses AS text[]), CAST(:step_details AS text[]), CAST(:step_ages AS double precision[])
+        (SELECT CAST(:step_saga_ids AS uuid[])), (SELECT CAST(:step_names AS text[])),
+        (SELECT CAST(:step_actions AS text[])), (SELECT CAST(:step_statuses AS text[])),
+        (SELECT CAST(:step_details AS text[])), (SELECT CAST(:step_ages AS double precision[]))
     ) WITH ORDINALITY AS s (saga_id, step_name, action, status, details, age, position)
     JOIN written w ON w.id = s.saga_id
     ORDER BY s.position
@@ -72,8 +95,8 @@ FROM input i
 LEFT JOIN written w ON w.id = i.saga_id
 LEFT JOIN locked l ON l.id = i.saga_id
 """
-SAVE = text(_SAVE.format(wait="", patience=""))
-SAVE_UNLOCKED = text(
+SAVE = Statement(_SAVE.format(wait="", patience=""))
+SAVE_UNLOCKED = Statement(
     _SAVE.format(
         wait="SKIP LOCKED",
         # In force as soon as it is called, until the end of this statement.
@@ -86,10 +109,10 @@ _EXECUTION = """
     lease_owner, lease_expires_at, created_at, updated_at
 """
 
-SAGA = text(f"SELECT {_EXECUTION} FROM saga_executions WHERE id = :saga_id")  # noqa: S608 - put together from constants
+SAGA = Statement(f"SELECT {_EXECUTION} FROM saga_executions WHERE id = :saga_id")  # noqa: S608 - put together from constants
 
 # The outer join tells a saga without history (one row of NULLs) from one that isn't there (no row).
-HISTORY = text("""
+HISTORY = Statement("""
 SELECT l.id, l.step_name, l.action, l.status, l.details, l.created_at
 FROM saga_executions e
 LEFT JOIN saga_logs l ON l.saga_id = e.id
@@ -98,7 +121,7 @@ ORDER BY l.id
 """)
 
 # The status list stands as in the predicate of ix_saga_executions_recovery, which holds the living sagas only.
-STALE = text(f"""
+STALE = Statement(f"""
 SELECT {_EXECUTION}
 FROM saga_executions
 WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING')
@@ -110,4 +133,4 @@ ORDER BY recovery_attempts, updated_at, id
 LIMIT :limit
 """)  # noqa: S608 - put together from constants
 
-REVISION = text("SELECT version_num FROM saga_store_version")
+REVISION = Statement("SELECT version_num FROM saga_store_version")
