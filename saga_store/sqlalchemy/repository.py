@@ -16,6 +16,7 @@ from saga_store.errors import (
     InvalidSagaDataError,
     SagaAlreadyExistsError,
     SagaConcurrencyError,
+    SagaLeasedError,
     SagaNotFoundError,
     SagaStoreError,
     SchemaError,
@@ -25,11 +26,22 @@ from saga_store.errors import (
 from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
 from saga_store.sqlalchemy.group_commit import GroupCommit
-from saga_store.sqlalchemy.statements import HISTORY, REVISION, SAGA, SAVE, SAVE_UNLOCKED, STALE
+from saga_store.sqlalchemy.statements import (
+    CLAIM,
+    EXHAUSTED,
+    HISTORY,
+    HOLDS,
+    IN_DOUBT,
+    REVISION,
+    SAGA,
+    SAVE,
+    SAVE_UNLOCKED,
+    STALE,
+)
 from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
 from saga_store.storage import SagaStorage
 from saga_store.validation import decode_context
-from saga_store.write import Outcome, Write
+from saga_store.write import Claim, Outcome, Write
 
 # PostgreSQL's codes: a table, column or schema isn't there.
 _SCHEMA_CODES = {"42P01", "42703", "3F000"}
@@ -95,20 +107,24 @@ class SqlAlchemySagaStorage(SagaStorage):
         ]
 
     async def _execute_save(self, statement: TextClause, writes: Sequence[Write]) -> Sequence[Row[Any]]:
-        """Return a row for each write, retrying what PostgreSQL asks to be retried if nobody's transaction is lost."""
-        parameters = _save_parameters(writes)
+        rows = await self._execute_retrying(
+            statement, _save_parameters(writes), if_lost=UnknownOutcomeError(writes[0].saga_id)
+        )
+        found = {row.saga_id: row for row in rows}
+        return [found[write.saga_id] for write in writes]
+
+    async def _execute_retrying(
+        self, statement: TextClause, parameters: Mapping[str, object], *, if_lost: UnknownOutcomeError
+    ) -> Sequence[Row[Any]]:
+        """Execute, and again what PostgreSQL asks to be tried again, if nobody's transaction is lost."""
         for delay in _RETRY_DELAYS_SECONDS:
             try:
-                rows = await self._execute(statement, parameters, writes=writes)
-                break
+                return await self._execute(statement, parameters, if_lost=if_lost)
             except StorageUnavailableError as exc:
                 if exc.sqlstate not in _RETRIABLE_CODES or isinstance(self._bind, JoinedBind):
                     raise
             await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter, not a secret
-        else:
-            rows = await self._execute(statement, parameters, writes=writes)
-        found = {row.saga_id: row for row in rows}
-        return [found[write.saga_id] for write in writes]
+        return await self._execute(statement, parameters, if_lost=if_lost)
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
         rows = await self._execute(SAGA, {"saga_id": saga_id})
@@ -128,9 +144,38 @@ class SqlAlchemySagaStorage(SagaStorage):
         parameters = {"stale_after": stale_after, "limit": limit, "name": name, "max_attempts": max_attempts}
         return [_execution(row) for row in await self._execute(STALE, parameters)]
 
+    async def _fetch_exhausted(self, limit: int, name: str | None, max_attempts: int) -> list[SagaExecution]:
+        parameters = {"limit": limit, "name": name, "max_attempts": max_attempts}
+        return [_execution(row) for row in await self._execute(EXHAUSTED, parameters)]
+
+    async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
+        rows = await self._execute(IN_DOUBT, {"saga_id": saga_id})
+        if not rows:
+            raise SagaNotFoundError(saga_id)
+        return [_log_entry(saga_id, row) for row in rows if row.id is not None]
+
+    async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
+        rows = await self._execute(HOLDS, {"saga_id": saga_id, "owner": owner, "version": version})
+        return any(row.held for row in rows)
+
+    async def _claim(self, claim: Claim) -> list[SagaExecution]:
+        parameters = {
+            "owner": claim.owner,
+            "lease": claim.lease,
+            "limit": claim.limit,
+            "stale_after": claim.stale_after,
+            "backoff": claim.backoff.total_seconds(),
+            "max_backoff": claim.max_backoff.total_seconds(),
+            "name": claim.name,
+            "max_attempts": claim.max_attempts,
+        }
+        rows = await self._execute_retrying(CLAIM, parameters, if_lost=UnknownOutcomeError(None))
+        return [_execution(row) for row in rows]
+
     async def _execute(
-        self, statement: TextClause, parameters: Mapping[str, object], *, writes: Sequence[Write] = ()
+        self, statement: TextClause, parameters: Mapping[str, object], *, if_lost: UnknownOutcomeError | None = None
     ) -> Sequence[Row[Any]]:
+        """Return the rows; ``if_lost`` is raised if the connection dies in a statement that commits by itself."""
         lent = None
         try:
             async with self._bind.connection() as lent:
@@ -141,14 +186,14 @@ class SqlAlchemySagaStorage(SagaStorage):
                 raise StorageUnavailableError(f"couldn't get a connection: {_reason(exc)}", _sqlstate(exc)) from exc
             if not isinstance(exc, SQLAlchemyError | OSError):
                 raise
-            raise await self._translated(exc, lent.connection.engine, writes if lent.commits else ()) from exc
+            raise await self._translated(exc, lent.connection.engine, if_lost if lent.commits else None) from exc
 
-    async def _translated(self, exc: Exception, engine: AsyncEngine, writes: Sequence[Write]) -> SagaStoreError:
+    async def _translated(
+        self, exc: Exception, engine: AsyncEngine, if_lost: UnknownOutcomeError | None
+    ) -> SagaStoreError:
         sqlstate = _sqlstate(exc)
         if _is_lost(exc, sqlstate):
-            if writes:
-                return UnknownOutcomeError(writes[0].saga_id)
-            return StorageUnavailableError(f"the connection was lost: {_reason(exc)}", sqlstate)
+            return if_lost or StorageUnavailableError(f"the connection was lost: {_reason(exc)}", sqlstate)
         if sqlstate in _SCHEMA_CODES:
             return SchemaError(await _read_revision(engine), NEEDED_REVISION)
         if sqlstate is not None and sqlstate.startswith(_DATA_CLASS):
@@ -195,6 +240,12 @@ def _save_parameters(writes: Sequence[Write]) -> dict[str, object]:
         "contexts": [write.context for write in writes],
         "attempts": [write.recovery_attempts for write in writes],
         "expected": [write.expected_version for write in writes],
+        "lease_owners": [write.lease and write.lease.owner for write in writes],
+        "lease_seconds": [
+            None if write.lease is None or write.lease.lasts is None else write.lease.lasts.total_seconds()
+            for write in writes
+        ],
+        "releases": [write.lease is not None and write.lease.releases for write in writes],
         "step_saga_ids": [saga_id for saga_id, _ in steps],
         "step_names": [step.step_name for _, step in steps],
         "step_actions": [step.action for _, step in steps],
@@ -214,9 +265,11 @@ def _outcome(write: Write, row: Row[Any]) -> Outcome:
         return cast("int", row.written)
     if write.creates:
         return SagaAlreadyExistsError(write.saga_id)
-    if row.found is None or write.expected_version is None:
+    if row.found is None:
         return SagaNotFoundError(write.saga_id)
-    return SagaConcurrencyError(write.saga_id, write.expected_version, row.found)
+    if write.expected_version not in (None, row.found):
+        return SagaConcurrencyError(write.saga_id, write.expected_version, row.found)
+    return SagaLeasedError(write.saga_id, row.holder, _in_utc(row.held_until))
 
 
 def _execution(row: Row[Any]) -> SagaExecution:
