@@ -13,7 +13,7 @@ from benchmarks.server import serve
 from benchmarks.session import Plan, Session
 
 FOLDER = Path(__file__).parent.parent / ".bench"
-PLAN = Plan(crowds=(1, 16, 64, 256), rounds=5, seconds=1.0, budget=360.0, pairs=300, counted=20, hot_sagas=256, seed=1)
+PLAN = Plan(crowds=(1, 16, 64, 256), rounds=5, seconds=1.0, budget=390.0, pairs=300, counted=20, hot_sagas=256, seed=1)
 QUICK = replace(PLAN, crowds=(1, 64), rounds=2, seconds=0.4, pairs=100)
 
 
@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--crowds", type=_numbers, metavar="N,...", help="sagas at a time (1,16,64,256)")
     parser.add_argument("--rounds", type=int, help="how often each row has its turn (5)")
     parser.add_argument("--seconds", type=float, help="how long a turn is (1.0)")
-    parser.add_argument("--budget", type=float, help="make fewer rounds if they would take more seconds (360)")
+    parser.add_argument("--budget", type=float, help="make fewer rounds if they would take more seconds (390)")
     parser.add_argument("--pairs", type=int, help="lonely calls of each kind in a round (300)")
     parser.add_argument("--counted", type=int, help="sagas that statements are counted by, at least (20)")
     parser.add_argument("--hot-sagas", type=int, help="sagas whose contexts are updated to count HOT updates (256)")

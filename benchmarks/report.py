@@ -95,9 +95,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _table(report, "Sagas per second, and how many times those of python-cqrs's storage", _speed_cell)
     yield from _table(report, "Latency of a call in ms, p50 / p99", _latency_cell, of_call=True)
     yield from _table(report, "CPU of the client in ms per saga", _cell("client_cpu_ms", "{:.2f}"))
-    yield from _table(report, "Statements per saga (BEGIN and COMMIT count)", _cell("statements", "{:.1f}"))
-    yield from _table(report, "Transactions per saga", _cell("transactions", "{:.1f}"))
-    yield from _table(report, "WAL in bytes per saga", _cell("wal_bytes", "{:,.0f}"))
+    yield from _table(report, "Statements per saga (BEGIN and COMMIT count)", _cell("statements", "{:.3g}"))
+    yield from _table(report, "Transactions per saga", _cell("transactions", "{:.3g}"))
+    yield from _table(report, "WAL in bytes per saga, without full-page images", _cell("wal_bytes", "{:,.0f}"))
     yield from _table(report, "Share of HOT among the updates of saga_executions", _cell("hot", "{:.2f}"))
     yield from _targets(report)
 

@@ -59,22 +59,29 @@ class Server:
         self._url = url
         self._log = log
         self._admin = admin
-        for name, value in SETTINGS.items():
-            self._run("ALTER SYSTEM SET {} = {}", Identifier(name), Literal(value))
-        self._reload()
-        self.settings = {name: str(self._one(SQL("SHOW {}").format(Identifier(name)))) for name in SHOWN}
+        self._set(SETTINGS)
+        self.settings = {name: self._show(name) for name in SHOWN}
         for name in DURABLE:
             if self.settings[name] != "on":
                 raise BenchmarkError(f"{name} is {self.settings[name]}, and commits that aren't durable prove nothing")
 
-    def _reload(self) -> None:
+    def _set(self, settings: dict[str, str]) -> None:
+        for name, value in settings.items():
+            self._run("ALTER SYSTEM SET {} = {}", Identifier(name), Literal(value))
         self._run("SELECT pg_reload_conf()")
         # It only tells the server to; a session notices when that is done.
         deadline = time.monotonic() + PATIENCE
-        while self._one(SQL("SHOW autovacuum")) != SETTINGS["autovacuum"]:
+        while any(self._show(name) != value for name, value in settings.items()):
             if time.monotonic() > deadline:
-                raise BenchmarkError("the server doesn't take its settings")
+                raise BenchmarkError(f"the server doesn't take its settings: {settings}")
             time.sleep(0.01)
+
+    def _show(self, name: str) -> str:
+        return str(self._one(SQL("SHOW {}").format(Identifier(name))))
+
+    def begin_counting(self) -> None:
+        """Write no full-page images from now on: how many there are depends on when the last checkpoint was."""
+        self._set({"full_page_writes": "off"})
 
     def checkpoint(self) -> None:
         self._run("CHECKPOINT")

@@ -105,6 +105,7 @@ class Session:
             self.findings.lonely.append(pair)
 
     def _count_all(self) -> None:
+        self._server.begin_counting()
         for row in self._rows:
             self._say(f"counting statements: {row.title}")
             for crowd in self._plan.crowds:

@@ -8,13 +8,14 @@ from saga_store.errors import (
     InvalidSagaDataError,
     SagaAlreadyExistsError,
     SagaConcurrencyError,
+    SagaLeasedError,
     SagaNotFoundError,
     SagaStoreError,
     SchemaError,
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.interface import ICheckpointStorage, ISagaStorage
+from saga_store.interface import ICheckpointStorage, IRecoveryStorage, ISagaStorage
 from saga_store.memory import MemoryDatabase, MemorySagaStorage, MemorySession
 from saga_store.model import (
     Checkpoint,
@@ -33,6 +34,7 @@ __all__ = [
     "Checkpoint",
     "Context",
     "ICheckpointStorage",
+    "IRecoveryStorage",
     "ISagaStorage",
     "InvalidSagaDataError",
     "LogStep",
@@ -42,6 +44,7 @@ __all__ = [
     "SagaAlreadyExistsError",
     "SagaConcurrencyError",
     "SagaExecution",
+    "SagaLeasedError",
     "SagaLogEntry",
     "SagaNotFoundError",
     "SagaRun",

@@ -6,6 +6,7 @@ Every error that a storage raises is one of these::
     ├── SagaNotFoundError        no saga has this id                 nothing was written
     ├── SagaAlreadyExistsError   the id is taken                     nothing was written
     ├── SagaConcurrencyError     somebody wrote in between           nothing was written
+    ├── SagaLeasedError          somebody else works on it           nothing was written
     ├── InvalidSagaDataError     refused before any SQL              nothing was written
     ├── StorageUnavailableError  the database couldn't do it         nothing was written
     ├── SchemaError              tables missing or too old           nothing was written
@@ -15,6 +16,7 @@ A write that raised anything but ``UnknownOutcomeError`` left no trace. Each err
 attributes and survives pickling; the database's own error, if there was one, is its ``__cause__``.
 """
 
+from datetime import datetime
 from uuid import UUID
 
 
@@ -60,6 +62,22 @@ class SagaConcurrencyError(SagaStoreError):
         )
 
 
+class SagaLeasedError(SagaStoreError):
+    """Somebody else holds the saga's lease: ``owner``, until ``expires_at`` by the database's clock."""
+
+    def __init__(self, saga_id: UUID, owner: str, expires_at: datetime) -> None:
+        super().__init__(saga_id, owner, expires_at)
+        self.saga_id = saga_id
+        self.owner = owner
+        self.expires_at = expires_at
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id} is leased to {self.owner!r} until {self.expires_at.isoformat()}; leave it to them, "
+            "or try again after that"
+        )
+
+
 class InvalidSagaDataError(SagaStoreError, ValueError):
     """A value that no storage accepts; ``field`` says which, ``reason`` why and what to do."""
 
@@ -90,13 +108,21 @@ class StorageUnavailableError(SagaStoreError):
 
 
 class UnknownOutcomeError(SagaStoreError):
-    """The connection died while the write was under way: it was written wholly, or not at all."""
+    """The connection died while the write was under way: it was written wholly, or not at all.
 
-    def __init__(self, saga_id: UUID) -> None:
+    ``saga_id`` is None if it was a claim, which doesn't know its sagas before it succeeds.
+    """
+
+    def __init__(self, saga_id: UUID | None) -> None:
         super().__init__(saga_id)
         self.saga_id = saga_id
 
     def __str__(self) -> str:
+        if self.saga_id is None:
+            return (
+                "the connection died while sagas were being claimed, and whether they were is unknown; "
+                "claim again: what this claim may have got can be claimed once its lease has expired"
+            )
         return (
             f"the connection died while saga {self.saga_id} was being written, and whether it was is unknown; "
             "load the saga and its history to find out before writing again"

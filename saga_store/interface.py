@@ -1,7 +1,8 @@
 """The contract of a saga storage, told once.
 
-``ISagaStorage`` is what a saga engine needs; ``ICheckpointStorage`` is what both storages of this package
-offer on top. Whoever implements either can run ``saga_store.testing`` against it.
+``ISagaStorage`` is what a saga engine needs. ``ICheckpointStorage`` adds checkpoints and versions, and
+``IRecoveryStorage`` claims; both storages of this package have all of it. Whoever implements one of them can
+run ``saga_store.testing`` against it.
 
 What holds for every method:
 
@@ -178,4 +179,115 @@ class ICheckpointStorage(ISagaStorage):
 
         Raises:
             InvalidSagaDataError: A negative duration, limit or number of attempts; an impossible name.
+        """
+
+
+class IRecoveryStorage(ICheckpointStorage):
+    """A storage that hands each interrupted saga to one worker at a time, and tells what became of the rest.
+
+    A *lease* says who works on a saga, and until when by the database's clock. Whoever claims it, takes it,
+    releases it or breaks it raises the saga's version, so that a former holder's next write is refused with
+    SagaConcurrencyError. A saga that becomes COMPLETED or FAILED loses its lease in the same write.
+    """
+
+    @abc.abstractmethod
+    async def claim_sagas(  # noqa: PLR0913 - who, how many and which are one question, and all keywords
+        self,
+        *,
+        owner: str,
+        lease: timedelta,
+        limit: int,
+        stale_after: timedelta,
+        name: str | None = None,
+        max_attempts: int = 5,
+        backoff: timedelta = timedelta(seconds=10),
+        max_backoff: timedelta = timedelta(hours=1),
+    ) -> list[SagaExecution]:
+        """Claim interrupted sagas: lease them to ``owner``, and count an attempt for each.
+
+        Atomic and exclusive: of several callers each saga goes to one. Nobody is waited for: a saga that
+        somebody is just writing to is left out.
+
+        Args:
+            owner: Who claims, 1 to 255 characters; no two live workers may share a name.
+            lease: How long the claim holds unless it is renewed.
+            limit: At most this many.
+            stale_after: Only sagas whose version hasn't risen for this long.
+            name: Only sagas of this name.
+            max_attempts: Only sagas with fewer recovery attempts than this.
+            backoff: How much longer than ``stale_after`` a saga has to wait after its first attempt; about
+                twice as long after each further one (once, three times, seven times ``backoff``).
+            max_backoff: The most that this comes to.
+
+        Returns:
+            The sagas as they are now, in the order of ``find_stale_sagas``.
+
+        Raises:
+            UnknownOutcomeError: The connection died; sagas may have been claimed, until the lease expires.
+            InvalidSagaDataError: A negative duration, limit or number of attempts; an impossible name or owner.
+        """
+
+    @abc.abstractmethod
+    async def find_exhausted_sagas(
+        self, *, limit: int = 100, name: str | None = None, max_attempts: int = 5
+    ) -> list[SagaExecution]:
+        """List the unfinished sagas that nobody claims any more, those that haven't changed for longest first.
+
+        Args:
+            limit: At most this many.
+            name: Only sagas of this name.
+            max_attempts: Only sagas with this many recovery attempts, or more.
+
+        Returns:
+            Whole rows, with the attempts; none that is under a lease, for its last attempt isn't over.
+
+        Raises:
+            InvalidSagaDataError: A negative limit or number of attempts; an impossible name.
+        """
+
+    @abc.abstractmethod
+    async def get_in_doubt_steps(self, saga_id: UUID) -> list[SagaLogEntry]:
+        """Return the entries of steps that have STARTED, and of which nothing says how they ended.
+
+        A step is in doubt until an entry with the same step name and action, but another status, follows it.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The id is no UUID.
+        """
+
+    @abc.abstractmethod
+    async def give_up_saga(self, saga_id: UUID, *, by: str, reason: str) -> None:
+        """Make an unfinished saga FAILED, whoever works on it, so that it isn't claimed any more.
+
+        This and the other two are for a person. In the same write the history gets an entry: its step is
+        ``saga_store.give_up_saga`` (``saga_store.`` and the method's name), its details are JSON with
+        ``by``, ``reason``, and what was there before: ``status``, ``recovery_attempts``, ``lease_owner``.
+
+        Args:
+            saga_id: The saga.
+            by: Who decides this, 1 to 255 characters.
+            reason: Why.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The saga is COMPLETED or FAILED already; nobody or no reason is given.
+        """
+
+    @abc.abstractmethod
+    async def reset_recovery_attempts(self, saga_id: UUID, *, by: str, reason: str) -> None:
+        """Set the attempts to zero, so that an exhausted saga is claimed again; recorded in the history.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The saga is COMPLETED or FAILED already; nobody or no reason is given.
+        """
+
+    @abc.abstractmethod
+    async def break_lease(self, saga_id: UUID, *, by: str, reason: str) -> None:
+        """Take the lease from its holder, whose next write will be refused; recorded in the history.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The saga is under no lease; nobody or no reason is given.
         """

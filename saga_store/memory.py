@@ -11,13 +11,11 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaNotFoundError
-from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus
+from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaLeasedError, SagaNotFoundError
+from saga_store.model import UNFINISHED, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.storage import SagaStorage
 from saga_store.validation import decode_context
-from saga_store.write import Outcome, Write
-
-_UNFINISHED = (SagaStatus.PENDING, SagaStatus.RUNNING, SagaStatus.COMPENSATING)
+from saga_store.write import Claim, Outcome, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +28,13 @@ class _Row:
     context: str
     version: int
     recovery_attempts: int
+    lease_owner: str | None
+    lease_expires_at: datetime | None
     created_at: datetime
     updated_at: datetime
+
+    def is_leased(self, now: datetime) -> bool:
+        return self.lease_expires_at is not None and self.lease_expires_at > now
 
     def as_execution(self) -> SagaExecution:
         return SagaExecution(
@@ -41,8 +44,8 @@ class _Row:
             context=decode_context(self.context),
             version=self.version,
             recovery_attempts=self.recovery_attempts,
-            lease_owner=None,
-            lease_expires_at=None,
+            lease_owner=self.lease_owner,
+            lease_expires_at=self.lease_expires_at,
             created_at=self.created_at,
             updated_at=self.updated_at,
         )
@@ -70,6 +73,12 @@ class MemoryDatabase:
     def count_rows(self) -> tuple[int, int]:
         """Return how many sagas and how many log entries are committed."""
         return len(self._rows), sum(len(log) for log in self._logs.values())
+
+    def age(self, saga_id: UUID, by: timedelta) -> None:
+        """Make a committed saga older: it last changed so much longer ago, and its lease ends so much sooner."""
+        row = self._rows[saga_id]
+        expires = row.lease_expires_at and row.lease_expires_at - by
+        self._rows[saga_id] = replace(row, updated_at=row.updated_at - by, lease_expires_at=expires)
 
 
 class MemorySession:
@@ -142,7 +151,39 @@ class MemorySession:
         row = self._row(write.saga_id) or row
         if write.expected_version not in (None, row.version):
             return SagaConcurrencyError(write.saga_id, write.expected_version, row.version)
+        taker = write.lease and write.lease.owner
+        if taker and row.lease_owner and row.lease_expires_at and row.is_leased(now) and taker != row.lease_owner:
+            return SagaLeasedError(write.saga_id, row.lease_owner, row.lease_expires_at)
         return self._update(row, write, now)
+
+    def _claim(self, claim: Claim) -> list[_Row]:
+        now = self._database._clock()
+        free = [
+            row
+            for row in self._unleased(claim.name, now)
+            if row.recovery_attempts < claim.max_attempts
+            and row.updated_at <= now - claim.stale_after - _pause(claim, row.recovery_attempts)
+            and self._database._holders.get(row.id, self) is self  # SKIP LOCKED
+        ]
+        claimed = [
+            replace(
+                row,
+                version=row.version + 1,
+                recovery_attempts=row.recovery_attempts + 1,
+                lease_owner=claim.owner,
+                lease_expires_at=now + claim.lease,
+                updated_at=now,
+            )
+            for row in sorted(free, key=_by_urgency)[: claim.limit]
+        ]
+        for row in claimed:
+            self._database._holders[row.id] = self
+            self._rows[row.id] = row
+        return claimed
+
+    def _unleased(self, name: str | None, now: datetime) -> list[_Row]:
+        rows = (self._database._rows | self._rows).values()
+        return [row for row in rows if row.status in UNFINISHED and name in (None, row.name) and not row.is_leased(now)]
 
     def _insert(self, write: Write, now: datetime) -> int:
         assert write.name is not None  # noqa: S101 - tells mypy what `creates` means
@@ -153,10 +194,12 @@ class MemorySession:
             context=write.context or "{}",
             version=1,
             recovery_attempts=write.recovery_attempts or 0,
+            lease_owner=None,
+            lease_expires_at=None,
             created_at=now,
             updated_at=now,
         )
-        return self._store(row, write, now)
+        return self._store(_with_lease(row, write, now), write, now)
 
     def _update(self, row: _Row, write: Write, now: datetime) -> int:
         if write.changes_row:
@@ -168,7 +211,7 @@ class MemorySession:
                 recovery_attempts=row.recovery_attempts if write.recovery_attempts is None else write.recovery_attempts,
                 updated_at=now,
             )
-        return self._store(row, write, now)
+        return self._store(_with_lease(row, write, now), write, now)
 
     def _store(self, row: _Row, write: Write, now: datetime) -> int:
         database = self._database
@@ -186,6 +229,26 @@ class MemorySession:
             for step, age in zip(write.steps, write.ages(time.monotonic()), strict=True)
         )
         return row.version
+
+
+def _with_lease(row: _Row, write: Write, now: datetime) -> _Row:
+    lease = write.lease
+    owner = (lease and lease.owner) or row.lease_owner
+    finishes = write.status is not None and write.status not in UNFINISHED
+    if finishes or owner is None or (lease and lease.releases):
+        return replace(row, lease_owner=None, lease_expires_at=None)
+    if lease is None or lease.lasts is None:
+        return row
+    return replace(row, lease_owner=owner, lease_expires_at=now + lease.lasts)
+
+
+def _pause(claim: Claim, attempts: int) -> timedelta:
+    doubled = claim.backoff.total_seconds() * (2.0 ** min(attempts, 60) - 1)
+    return timedelta(seconds=min(doubled, claim.max_backoff.total_seconds()))
+
+
+def _by_urgency(row: _Row) -> tuple[int, datetime, UUID]:
+    return row.recovery_attempts, row.updated_at, row.id
 
 
 class MemorySagaStorage(SagaStorage):
@@ -233,18 +296,45 @@ class MemorySagaStorage(SagaStorage):
         self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
     ) -> list[SagaExecution]:
         view = self._view()
-        rows = (view._database._rows | view._rows).values()
-        latest = view._database._clock() - stale_after
+        now = view._database._clock()
         stale = [
             row
-            for row in rows
-            if row.status in _UNFINISHED
-            and row.updated_at <= latest
-            and row.recovery_attempts < max_attempts
-            and name in (None, row.name)
+            for row in view._unleased(name, now)
+            if row.updated_at <= now - stale_after and row.recovery_attempts < max_attempts
         ]
-        stale.sort(key=lambda row: (row.recovery_attempts, row.updated_at, row.id))
-        return [row.as_execution() for row in stale[:limit]]
+        return [row.as_execution() for row in sorted(stale, key=_by_urgency)[:limit]]
+
+    async def _fetch_exhausted(self, limit: int, name: str | None, max_attempts: int) -> list[SagaExecution]:
+        view = self._view()
+        rows = view._unleased(name, view._database._clock())
+        exhausted = [row for row in rows if row.recovery_attempts >= max_attempts]
+        exhausted.sort(key=lambda row: (row.updated_at, row.id))
+        return [row.as_execution() for row in exhausted[:limit]]
+
+    async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
+        history = await self._fetch_history(saga_id)
+        ends = {
+            (entry.step_name, entry.action): entry.id for entry in history if entry.status is not SagaStepStatus.STARTED
+        }
+        return [
+            entry
+            for entry in history
+            if entry.status is SagaStepStatus.STARTED and entry.id > ends.get((entry.step_name, entry.action), 0)
+        ]
+
+    async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
+        view = self._view()
+        row = view._row(saga_id)
+        held = row is not None and row.is_leased(view._database._clock())
+        return held and row is not None and (row.lease_owner, row.version) == (owner, version)
+
+    async def _claim(self, claim: Claim) -> list[SagaExecution]:
+        if isinstance(self._bind, MemorySession):
+            return [row.as_execution() for row in self._bind._claim(claim)]
+        async with MemorySession(self._bind) as session:
+            claimed = session._claim(claim)
+            await session.commit()
+            return [row.as_execution() for row in claimed]
 
     def _view(self) -> MemorySession:
         return self._bind if isinstance(self._bind, MemorySession) else MemorySession(self._bind)

@@ -24,6 +24,10 @@ class SagaStatus(StrEnum):
     FAILED = "FAILED"
 
 
+UNFINISHED = (SagaStatus.PENDING, SagaStatus.RUNNING, SagaStatus.COMPENSATING)
+"""The statuses of sagas that somebody has to see through; the others are final."""
+
+
 class SagaStepStatus(StrEnum):
     """What a log entry says of a step; the value is what the database holds."""
 
@@ -76,12 +80,13 @@ class SagaExecution:
         name: What kind of saga it is.
         status: Where it stands.
         context: A copy; changing it changes nothing stored.
-        version: 1 at creation, +1 for every checkpoint that changes more than the history.
+        version: 1 at creation, +1 for every checkpoint that changes more than the history, and whenever the
+            lease is claimed, taken, released or broken.
         recovery_attempts: How often recovery has been tried.
         lease_owner: Who works on it now; None when nobody does.
         lease_expires_at: Until when; None when nobody does.
         created_at: When it was created, by the database's clock, with a time zone.
-        updated_at: When status, context or attempts last changed, likewise.
+        updated_at: When the version last rose, likewise.
     """
 
     id: UUID

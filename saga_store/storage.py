@@ -1,17 +1,21 @@
-"""The half that every storage shares: the whole contract, on top of one write and three reads.
+"""The half that every storage shares: the whole contract, on top of one write, one claim and the reads.
 
 An engine (memory, SQLAlchemy) only applies validated checkpoints and fetches rows, so there is nothing in
 which two of them could drift apart.
 """
 
 import abc
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
-from saga_store.errors import SagaStoreError
-from saga_store.interface import ICheckpointStorage
+from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
+from saga_store.interface import IRecoveryStorage
 from saga_store.model import (
+    UNFINISHED,
     Checkpoint,
     Context,
     LogStep,
@@ -25,20 +29,19 @@ from saga_store.run import SagaRun
 from saga_store.validation import (
     encode_context,
     valid_count,
-    valid_duration,
     valid_id,
     valid_name,
+    valid_period,
     valid_status,
     valid_step,
+    valid_text,
     valid_version,
 )
-from saga_store.write import Outcome, Write, checked
-
-_A_CENTURY = timedelta(days=36525)
+from saga_store.write import Claim, Lease, Outcome, Write, checked
 
 
-class SagaStorage(ICheckpointStorage):
-    """Base of the storages: give it ``_apply`` and the three reads, and it keeps the contract."""
+class SagaStorage(IRecoveryStorage):
+    """Base of the storages: give it ``_apply``, ``_claim`` and the reads, and it keeps the contract."""
 
     @abc.abstractmethod
     async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
@@ -61,6 +64,22 @@ class SagaStorage(ICheckpointStorage):
         self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
     ) -> list[SagaExecution]:
         """Return what ``find_stale_sagas`` promises."""
+
+    @abc.abstractmethod
+    async def _fetch_exhausted(self, limit: int, name: str | None, max_attempts: int) -> list[SagaExecution]:
+        """Return what ``find_exhausted_sagas`` promises."""
+
+    @abc.abstractmethod
+    async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
+        """Return what ``get_in_doubt_steps`` promises, or raise SagaNotFoundError."""
+
+    @abc.abstractmethod
+    async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
+        """Whether the lease is this owner's and lasts, and the saga is at this version."""
+
+    @abc.abstractmethod
+    async def _claim(self, claim: Claim) -> list[SagaExecution]:
+        """Do what ``claim_sagas`` promises."""
 
     async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
         await self._write(Write(valid_id(saga_id), name=valid_name("name", name), context=encode_context(context)))
@@ -115,23 +134,126 @@ class SagaStorage(ICheckpointStorage):
         max_attempts: int = 5,
     ) -> list[SagaExecution]:
         return await self._fetch_stale(
-            # No saga is older, and no clock underflows.
-            min(valid_duration("stale_after", stale_after), _A_CENTURY),
+            valid_period("stale_after", stale_after),
             valid_count("limit", limit),
             None if name is None else valid_name("name", name),
             valid_count("max_attempts", max_attempts),
         )
 
-    def run(self, saga_id: UUID, *, write_ahead: bool = False) -> SagaRun:
+    async def claim_sagas(  # noqa: PLR0913 - as in the interface
+        self,
+        *,
+        owner: str,
+        lease: timedelta,
+        limit: int,
+        stale_after: timedelta,
+        name: str | None = None,
+        max_attempts: int = 5,
+        backoff: timedelta = timedelta(seconds=10),
+        max_backoff: timedelta = timedelta(hours=1),
+    ) -> list[SagaExecution]:
+        return await self._claim(
+            Claim(
+                owner=valid_name("owner", owner),
+                lease=valid_period("lease", lease),
+                limit=valid_count("limit", limit),
+                stale_after=valid_period("stale_after", stale_after),
+                backoff=valid_period("backoff", backoff),
+                max_backoff=valid_period("max_backoff", max_backoff),
+                name=None if name is None else valid_name("name", name),
+                max_attempts=valid_count("max_attempts", max_attempts),
+            )
+        )
+
+    async def find_exhausted_sagas(
+        self, *, limit: int = 100, name: str | None = None, max_attempts: int = 5
+    ) -> list[SagaExecution]:
+        return await self._fetch_exhausted(
+            valid_count("limit", limit),
+            None if name is None else valid_name("name", name),
+            valid_count("max_attempts", max_attempts),
+        )
+
+    async def get_in_doubt_steps(self, saga_id: UUID) -> list[SagaLogEntry]:
+        return await self._fetch_in_doubt(valid_id(saga_id))
+
+    async def give_up_saga(self, saga_id: UUID, *, by: str, reason: str) -> None:
+        def give_up(saga: SagaExecution) -> Write:
+            _check_unfinished(saga)
+            return Write(saga_id, status=SagaStatus.FAILED)
+
+        await self._intervene(saga_id, "give_up_saga", by, reason, give_up)
+
+    async def reset_recovery_attempts(self, saga_id: UUID, *, by: str, reason: str) -> None:
+        def reset(saga: SagaExecution) -> Write:
+            _check_unfinished(saga)
+            return Write(saga_id, recovery_attempts=0)
+
+        await self._intervene(saga_id, "reset_recovery_attempts", by, reason, reset)
+
+    async def break_lease(self, saga_id: UUID, *, by: str, reason: str) -> None:
+        def break_it(saga: SagaExecution) -> Write:
+            if saga.lease_owner is None:
+                raise InvalidSagaDataError("saga_id", f"names a saga that nobody holds a lease of: {saga_id}")
+            return Write(saga_id, lease=Lease())
+
+        await self._intervene(saga_id, "break_lease", by, reason, break_it)
+
+    def run(
+        self,
+        saga_id: UUID,
+        *,
+        write_ahead: bool = False,
+        owner: str | None = None,
+        lease: timedelta | None = None,
+        renew: bool = False,
+    ) -> SagaRun:
         """Begin a unit of work on one saga, to be entered with ``async with``; see ``SagaRun``.
 
         Raises:
-            InvalidSagaDataError: The id is no UUID.
+            InvalidSagaDataError: The id is no UUID; an owner without a lease, or a lease without an owner.
         """
-        return SagaRun(self, valid_id(saga_id), write_ahead=write_ahead)
+        saga_id = valid_id(saga_id)
+        if owner is None and lease is None and not renew:
+            return SagaRun(self, saga_id, write_ahead=write_ahead)
+        if owner is None or lease is None:
+            raise InvalidSagaDataError("lease", "must come with an owner, and an owner with a lease; give both or none")
+        taken = Lease(valid_name("owner", owner), valid_period("lease", lease))
+        return SagaRun(self, saga_id, write_ahead=write_ahead, lease=taken, renew=renew)
+
+    async def _intervene(
+        self, saga_id: UUID, verb: str, by: str, reason: str, decide: Callable[[SagaExecution], Write]
+    ) -> None:
+        """Write what an operator decides on seeing the saga, with an entry in its history that says who and why."""
+        valid_id(saga_id)
+        record = {"by": valid_name("by", by), "reason": valid_text("reason", reason)}
+        if not reason:
+            raise InvalidSagaDataError("reason", "must not be empty; whoever reads the history will ask")
+        while True:
+            saga = await self._fetch_saga(saga_id)
+            before = {
+                "status": saga.status.value,
+                "recovery_attempts": saga.recovery_attempts,
+                "lease_owner": saga.lease_owner,
+            }
+            entry = LogStep(
+                f"saga_store.{verb}",
+                "act",
+                SagaStepStatus.COMPLETED,
+                json.dumps(record | before, ensure_ascii=False),
+            )
+            # A refusal means that somebody else's write went through, so this comes to an end.
+            with suppress(SagaConcurrencyError):
+                await self._write(replace(decide(saga), steps=(entry,), expected_version=saga.version))
+                return
 
     async def _write(self, write: Write) -> int:
         [outcome] = await self._apply([write])
         if isinstance(outcome, SagaStoreError):
             raise outcome
         return outcome
+
+
+def _check_unfinished(saga: SagaExecution) -> None:
+    if saga.status not in UNFINISHED:
+        raise InvalidSagaDataError("saga_id", f"names a saga that is {saga.status.value} already: {saga.id}")

@@ -16,6 +16,7 @@ from saga_store.model import Context, LogStep, SagaStatus, SagaStepStatus, StepA
 MAX_NAME_LENGTH = 255
 MAX_CONTEXT_DEPTH = 500
 MAX_INT4 = 2**31 - 1
+_A_CENTURY = timedelta(days=36525)
 _MAX_INT8 = 2**63 - 1
 _FIRST_UNREADABLE_INT = 10**4300  # Python's own limit for reading an integer back from text
 
@@ -88,6 +89,11 @@ def valid_duration(field: str, duration: object) -> timedelta:
     if not isinstance(duration, timedelta) or duration < timedelta():
         raise InvalidSagaDataError(field, f"must be a datetime.timedelta that isn't negative, not {_show(duration)}")
     return duration
+
+
+def valid_period(field: str, period: object) -> timedelta:
+    """Return a duration of at most a century: no saga is older, and no clock overflows."""
+    return min(valid_duration(field, period), _A_CENTURY)
 
 
 def encode_context(context: object) -> str:

@@ -1,6 +1,7 @@
 """A checkpoint on its way to an engine: checked once, and copied, so that nobody can change it any more."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeAlias
 from uuid import UUID
 
@@ -18,10 +19,41 @@ from saga_store.validation import (
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """What becomes of a saga's lease: an owner takes it, a duration alone renews it, neither releases it."""
+
+    owner: str | None = None
+    lasts: timedelta | None = None
+
+    @property
+    def renews(self) -> bool:
+        return self.owner is None and self.lasts is not None
+
+    @property
+    def releases(self) -> bool:
+        return self.lasts is None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What ``claim_sagas`` is asked for, checked."""
+
+    owner: str
+    lease: timedelta
+    limit: int
+    stale_after: timedelta
+    backoff: timedelta
+    max_backoff: timedelta
+    name: str | None
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
     """A checkpoint that has been checked, its context already JSON text.
 
-    ``logged_at`` says on Python's monotonic clock when each step was logged; empty means now.
+    ``logged_at`` says on Python's monotonic clock when each step was logged; empty means now. A lease is only
+    ever renewed or released by a write that expects a version: that it is still held is the version's to say.
     """
 
     saga_id: UUID
@@ -32,6 +64,7 @@ class Write:
     logged_at: tuple[float, ...] = ()
     recovery_attempts: int | None = None
     expected_version: int | None = None
+    lease: Lease | None = None
 
     @property
     def creates(self) -> bool:
@@ -39,7 +72,13 @@ class Write:
 
     @property
     def changes_row(self) -> bool:
-        return self.status is not None or self.context is not None or self.recovery_attempts is not None
+        """Whether it raises the version; renewing a lease doesn't, or it would race with the run's own writes."""
+        return (
+            self.status is not None
+            or self.context is not None
+            or self.recovery_attempts is not None
+            or (self.lease is not None and not self.lease.renews)
+        )
 
     def ages(self, now: float) -> tuple[float, ...]:
         """Return how many seconds ago each step was logged, given the monotonic clock's time."""

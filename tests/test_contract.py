@@ -2,20 +2,25 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from datetime import timedelta
 from typing import TypeAlias
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from saga_store import ICheckpointStorage, InvalidSagaDataError, MemoryDatabase, MemorySagaStorage, MemorySession
 from saga_store.sqlalchemy import SagaExecutionModel, SagaLogModel, SqlAlchemySagaStorage
 from saga_store.testing import (
     BAD_INPUTS,
+    Age,
     CheckpointStorageContract,
     CheckpointUnit,
     Contract,
+    LeaseContract,
+    LeaseRaceContract,
+    RecoveryStorageContract,
     RunContract,
     TransactionContract,
     Transactions,
@@ -60,8 +65,23 @@ class MemoryFixtures:
 
         return count_rows
 
+    @pytest.fixture
+    def age(self, memory: MemoryDatabase) -> Age:
+        async def age(saga_id: UUID, by: timedelta) -> None:
+            memory.age(saga_id, by)
 
-class TestMemory(MemoryFixtures, CheckpointStorageContract, RunContract, RowCountContract):
+        return age
+
+
+class TestMemory(
+    MemoryFixtures,
+    CheckpointStorageContract,
+    RecoveryStorageContract,
+    RunContract,
+    LeaseContract,
+    LeaseRaceContract,
+    RowCountContract,
+):
     @pytest.fixture
     def unit(self, memory: MemoryDatabase) -> CheckpointUnit:
         storage = MemorySagaStorage(memory)
@@ -69,7 +89,13 @@ class TestMemory(MemoryFixtures, CheckpointStorageContract, RunContract, RowCoun
 
 
 class TestMemoryTransaction(
-    MemoryFixtures, TransactionContract, CheckpointStorageContract, RunContract, RowCountContract
+    MemoryFixtures,
+    TransactionContract,
+    CheckpointStorageContract,
+    RecoveryStorageContract,
+    RunContract,
+    LeaseContract,
+    RowCountContract,
 ):
     @pytest.fixture
     def transaction(self, memory: MemoryDatabase) -> Transactions[ICheckpointStorage]:
@@ -97,8 +123,29 @@ class PostgreSQLFixtures:
 
         return count_rows
 
+    @pytest.fixture
+    def age(self, engine: AsyncEngine) -> Age:
+        async def age(saga_id: UUID, by: timedelta) -> None:
+            row = SagaExecutionModel
+            async with engine.begin() as connection:
+                await connection.execute(
+                    update(row)
+                    .where(row.id == saga_id)
+                    .values(updated_at=row.updated_at - by, lease_expires_at=row.lease_expires_at - by)
+                )
 
-class TestPostgreSQL(PostgreSQLFixtures, CheckpointStorageContract, RunContract, RowCountContract):
+        return age
+
+
+class TestPostgreSQL(
+    PostgreSQLFixtures,
+    CheckpointStorageContract,
+    RecoveryStorageContract,
+    RunContract,
+    LeaseContract,
+    LeaseRaceContract,
+    RowCountContract,
+):
     @pytest.fixture(params=OWNING_BINDS)
     def unit(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> CheckpointUnit:
         storage = SqlAlchemySagaStorage(OWNING_BINDS[request.param](engine))
@@ -106,7 +153,13 @@ class TestPostgreSQL(PostgreSQLFixtures, CheckpointStorageContract, RunContract,
 
 
 class TestPostgreSQLTransaction(
-    PostgreSQLFixtures, TransactionContract, CheckpointStorageContract, RunContract, RowCountContract
+    PostgreSQLFixtures,
+    TransactionContract,
+    CheckpointStorageContract,
+    RecoveryStorageContract,
+    RunContract,
+    LeaseContract,
+    RowCountContract,
 ):
     @pytest.fixture(params=JOINING_BINDS)
     def transaction(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:

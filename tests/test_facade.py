@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -22,6 +23,7 @@ ERRORS = [
     errors.SagaNotFoundError(SAGA_ID),
     errors.SagaAlreadyExistsError(SAGA_ID),
     errors.SagaConcurrencyError(SAGA_ID, 1, 2),
+    errors.SagaLeasedError(SAGA_ID, "worker-1", datetime(2024, 1, 1, tzinfo=UTC)),
     errors.InvalidSagaDataError("name", "must not be empty"),
     errors.StorageUnavailableError("the server is down", "57P03"),
     errors.UnknownOutcomeError(SAGA_ID),
@@ -107,9 +109,10 @@ ALLOWED = {
     "storage": {"interface", "run", "write", "validation", "model", "errors"},
     "memory": {"storage", "write", "validation", "interface", "model", "errors"},
     "sqlalchemy": {"sqlalchemy", "storage", "write", "validation", "interface", "model", "errors"},
+    "recovery": {"storage", "run", "model", "errors"},
     "cqrs": {"interface", "storage", "run", "model", "errors"},
     # The kit is a user of the public face.
-    "testing": {"testing", "interface", "storage", "model", "errors"},
+    "testing": {"testing", "interface", "storage", "run", "model", "errors"},
     "__init__": {"memory", "storage", "run", "interface", "model", "errors"},
 }
 

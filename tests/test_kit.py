@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 import saga_store
-from saga_store.testing import CheckpointStorageContract, Contract, TransactionContract
+from saga_store.testing import (
+    CheckpointStorageContract,
+    Contract,
+    LeaseContract,
+    LeaseRaceContract,
+    RecoveryStorageContract,
+    RunContract,
+    TransactionContract,
+)
 
 STORAGE = """\
 import contextlib
@@ -84,7 +92,14 @@ class Hangs(Contract):
         raise TimeoutError
 
 
-class WholeKit(TransactionContract, CheckpointStorageContract):
+class WholeKit(
+    TransactionContract,
+    CheckpointStorageContract,
+    RecoveryStorageContract,
+    RunContract,
+    LeaseContract,
+    LeaseRaceContract,
+):
     pass
 
 

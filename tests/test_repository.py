@@ -29,7 +29,7 @@ from saga_store import (
 )
 from saga_store.sqlalchemy import SagaExecutionModel, SagaLogModel, SqlAlchemySagaStorage
 from saga_store.sqlalchemy.binds import BindTarget
-from saga_store.sqlalchemy.statements import SAVE, SAVE_UNLOCKED, Statement
+from saga_store.sqlalchemy.statements import CLAIM, SAVE, SAVE_UNLOCKED, Statement
 from saga_store.sqlalchemy.tables import REVISION
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database
@@ -119,6 +119,53 @@ class TestPlan:
         plan = "\n".join(line for (line,) in rows)
 
         assert "pk_saga_executions" in plan
+        assert "Seq Scan" not in plan
+
+    async def test_the_plan_of_a_write_is_kept(self, make_engine: MakeEngine, driver: str) -> None:
+        """Planning takes longer than executing, so after the first calls PostgreSQL must not plan any more."""
+        engine = make_engine(driver, pool_size=1, max_overflow=0)
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        for n in range(30):
+            await storage.update_context(saga_id, {"n": n})
+        async with engine.connect() as connection:
+            plans = (
+                "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE '_WITH input%'"
+            )
+            [(generic, custom)] = (await connection.execute(text(plans))).all()
+        assert custom <= 5
+        assert generic >= 15
+
+    def test_a_claim_reads_the_living_sagas_only(self, admin: psycopg.Connection) -> None:
+        """Among many finished sagas a claim goes by the partial index and the primary key, and scans no table."""
+        admin.execute(
+            "INSERT INTO saga_executions (id, name, status, context, updated_at) "
+            "SELECT gen_random_uuid(), 'order', CASE WHEN n % 500 = 0 THEN 'RUNNING' ELSE 'COMPLETED' END, '{}', "
+            "now() - interval '1 day' FROM generate_series(1, 50000) AS n"
+        )
+        admin.execute("ANALYZE saga_executions")
+        values = {"owner": "'w'", "lease": "'1 min'", "stale_after": "'1 min'", "name": "NULL"}
+        numbers = {"limit": "100", "max_attempts": "5", "backoff": "10", "max_backoff": "3600"}
+        query = str(CLAIM.text)
+        for parameter, value in sorted((values | numbers).items(), reverse=True):
+            query = query.replace(f":{parameter}", value)
+        plan = "\n".join(line for (line,) in admin.execute(f"EXPLAIN ANALYZE {query}".encode()).fetchall())
+
+        assert "ix_saga_executions_recovery" in plan
+        assert "pk_saga_executions" in plan
+        assert "Seq Scan" not in plan
+        assert admin.execute("SELECT count(*) FROM saga_executions WHERE lease_owner = 'w'").fetchone() == (100,)
+
+    def test_a_claim_planned_on_an_empty_table_scans_no_table_either(self, admin: psycopg.Connection) -> None:
+        """The plan that a driver keeps from the first claim, on an empty table, serves later ones too."""
+        admin.execute("SET plan_cache_mode = force_generic_plan")
+        admin.execute(f"PREPARE claim AS {CLAIM.numbered}".encode())
+        arguments = ", ".join(["NULL"] * len(CLAIM.names))
+        rows = admin.execute(f"EXPLAIN EXECUTE claim ({arguments})".encode()).fetchall()
+        plan = "\n".join(line for (line,) in rows)
+
+        assert "ix_saga_executions_recovery" in plan
         assert "Seq Scan" not in plan
 
 

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any, cast
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from saga_store.errors import (
     InvalidSagaDataError,
     SagaAlreadyExistsError,
     SagaConcurrencyError,
+    SagaLeasedError,
     SagaNotFoundError,
     SagaStoreError,
     SchemaError,
@@ -24,11 +26,23 @@ from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepSt
 from saga_store.sqlalchemy.binds import Attempt, BindTarget, JoinedBind, Parameters, Rows, make_bind
 from saga_store.sqlalchemy.failures import is_lost, reason, sqlstate
 from saga_store.sqlalchemy.group_commit import GroupCommit
-from saga_store.sqlalchemy.statements import HISTORY, REVISION, SAGA, SAVE, SAVE_UNLOCKED, STALE, Statement
+from saga_store.sqlalchemy.statements import (
+    CLAIM,
+    EXHAUSTED,
+    HISTORY,
+    HOLDS,
+    IN_DOUBT,
+    REVISION,
+    SAGA,
+    SAVE,
+    SAVE_UNLOCKED,
+    STALE,
+    Statement,
+)
 from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
 from saga_store.storage import SagaStorage
 from saga_store.validation import decode_context
-from saga_store.write import Outcome, Write
+from saga_store.write import Claim, Outcome, Write
 
 # PostgreSQL's codes: a table, column or schema isn't there.
 _SCHEMA_CODES = {"42P01", "42703", "3F000"}
@@ -81,26 +95,31 @@ class SqlAlchemySagaStorage(SagaStorage):
 
     async def _save(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         rows = await self._execute_save(SAVE, writes)
-        return [_outcome(write, *rows[write.saga_id]) for write in writes]
+        return [_outcome(write, row) for write, row in zip(writes, rows, strict=True)]
 
     async def _save_unlocked(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
         rows = await self._execute_save(SAVE_UNLOCKED, writes)
-        return [_outcome_unless_locked(write, rows[write.saga_id]) for write in writes]
+        return [_outcome_unless_locked(write, row) for write, row in zip(writes, rows, strict=True)]
 
-    async def _execute_save(self, statement: Statement, writes: Sequence[Write]) -> dict[UUID, Sequence[Any]]:
-        """Return a row for each saga, retrying what PostgreSQL asks to be retried if nobody's transaction is lost."""
-        parameters = _save_parameters(writes)
+    async def _execute_save(self, statement: Statement, writes: Sequence[Write]) -> Rows:
+        """Return a row for each write, in their order."""
+        rows = await self._execute_retrying(
+            statement, _save_parameters(writes), if_lost=UnknownOutcomeError(writes[0].saga_id)
+        )
+        return sorted(rows, key=itemgetter(0))
+
+    async def _execute_retrying(
+        self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError
+    ) -> Rows:
+        """Execute, and again what PostgreSQL asks to be tried again, if nobody's transaction is lost."""
         for delay in _RETRY_DELAYS_SECONDS:
             try:
-                rows = await self._execute(statement, parameters, writes=writes)
-                break
+                return await self._execute(statement, parameters, if_lost=if_lost)
             except StorageUnavailableError as exc:
                 if exc.sqlstate not in _RETRIABLE_CODES or isinstance(self._bind, JoinedBind):
                     raise
             await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter, not a secret
-        else:
-            rows = await self._execute(statement, parameters, writes=writes)
-        return {row[0]: row[1:] for row in rows}
+        return await self._execute(statement, parameters, if_lost=if_lost)
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
         rows = await self._execute(SAGA, {"saga_id": saga_id})
@@ -121,24 +140,55 @@ class SqlAlchemySagaStorage(SagaStorage):
         parameters = {"stale_after": stale_after, "limit": limit, "name": name, "max_attempts": max_attempts}
         return [_execution(*row) for row in await self._execute(STALE, parameters)]
 
-    async def _execute(self, statement: Statement, parameters: Parameters, *, writes: Sequence[Write] = ()) -> Rows:
+    async def _fetch_exhausted(self, limit: int, name: str | None, max_attempts: int) -> list[SagaExecution]:
+        parameters = {"limit": limit, "name": name, "max_attempts": max_attempts}
+        return [_execution(*row) for row in await self._execute(EXHAUSTED, parameters)]
+
+    async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
+        rows = await self._execute(IN_DOUBT, {"saga_id": saga_id})
+        if not rows:
+            raise SagaNotFoundError(saga_id)
+        return [_log_entry(saga_id, *row) for row in rows if row[0] is not None]
+
+    async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
+        rows = await self._execute(HOLDS, {"saga_id": saga_id, "owner": owner, "version": version})
+        return any(held for (held,) in rows)
+
+    async def _claim(self, claim: Claim) -> list[SagaExecution]:
+        parameters = {
+            "owner": claim.owner,
+            "lease": claim.lease,
+            "limit": claim.limit,
+            "stale_after": claim.stale_after,
+            "backoff": claim.backoff.total_seconds(),
+            "max_backoff": claim.max_backoff.total_seconds(),
+            "name": claim.name,
+            "max_attempts": claim.max_attempts,
+        }
+        rows = await self._execute_retrying(CLAIM, parameters, if_lost=UnknownOutcomeError(None))
+        return [_execution(*row) for row in rows]
+
+    async def _execute(
+        self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
+    ) -> Rows:
+        """Return the rows; ``if_lost`` is raised if the connection dies in a statement that commits by itself."""
         attempt = Attempt()
         try:
             return await self._bind.execute(statement, parameters, attempt)
         except Exception as exc:
             if isinstance(exc, TypeError) and attempt.engine is None:
                 raise  # the bind is of a kind that can't be used
-            raise await _translated(exc, attempt, writes) from exc
+            raise await _translated(exc, attempt, if_lost) from exc
 
 
-async def _translated(exc: Exception, attempt: Attempt, writes: Sequence[Write]) -> SagaStoreError:
+async def _translated(exc: Exception, attempt: Attempt, if_lost: UnknownOutcomeError | None) -> SagaStoreError:
     code = sqlstate(exc)
     if not attempt.reached_connection:
         # Drivers fail to connect in ways of their own; in none of them has anything been sent.
         return StorageUnavailableError(f"couldn't get a connection: {reason(exc)}", code)
     if is_lost(exc):
-        if writes and attempt.commits:
-            return UnknownOutcomeError(writes[0].saga_id)
+        if if_lost and attempt.commits:
+            return if_lost
         return StorageUnavailableError(f"the connection was lost: {reason(exc)}", code)
     if code in _SCHEMA_CODES and attempt.engine is not None:
         return SchemaError(await _read_revision(attempt.engine), NEEDED_REVISION)
@@ -166,6 +216,12 @@ def _save_parameters(writes: Sequence[Write]) -> dict[str, object]:
         "contexts": [write.context for write in writes],
         "attempts": [write.recovery_attempts for write in writes],
         "expected": [write.expected_version for write in writes],
+        "lease_owners": [write.lease and write.lease.owner for write in writes],
+        "lease_seconds": [
+            None if write.lease is None or write.lease.lasts is None else write.lease.lasts.total_seconds()
+            for write in writes
+        ],
+        "releases": [write.lease is not None and write.lease.releases for write in writes],
         "step_saga_ids": [saga_id for saga_id, _ in steps],
         "step_names": [step.step_name for _, step in steps],
         "step_actions": [step.action for _, step in steps],
@@ -180,19 +236,22 @@ def _plain(status: SagaStatus | SagaStepStatus | None) -> str | None:
     return None if status is None else status.value
 
 
-def _outcome(write: Write, written: int | None, found: int | None, _is_there: object = None) -> Outcome:
+def _outcome(write: Write, row: Sequence[Any]) -> Outcome:
+    _, written, found, holder, held_until, _ = row
     if written is not None:
-        return written
+        return cast("int", written)
     if write.creates:
         return SagaAlreadyExistsError(write.saga_id)
-    if found is None or write.expected_version is None:
+    if found is None:
         return SagaNotFoundError(write.saga_id)
-    return SagaConcurrencyError(write.saga_id, write.expected_version, found)
+    if write.expected_version not in (None, found):
+        return SagaConcurrencyError(write.saga_id, write.expected_version, found)
+    return SagaLeasedError(write.saga_id, holder, _in_utc(held_until))
 
 
 def _outcome_unless_locked(write: Write, row: Sequence[Any]) -> Outcome | None:
-    written, _, is_there = row
-    return None if is_there and written is None and not write.creates else _outcome(write, *row)
+    _, written, _, _, _, is_there = row
+    return None if is_there and written is None and not write.creates else _outcome(write, row)
 
 
 def _execution(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statements

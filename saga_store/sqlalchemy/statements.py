@@ -33,6 +33,9 @@ class Statement:
 #   every call cheaper than the prepared one, and planning takes longer than executing.
 # - The times are the statement's, not the transaction's, which may have begun long ago; a step that waited in
 #   a buffer gets the time at which it was logged.
+# - A lease is taken only if nobody else holds it, which the lock decides too. Renewing it changes the row but not
+#   its version; a finished saga has none. If the statement had to wait for the row, its clock is behind: then it
+#   takes a lease that has just expired for one that still holds, never the other way round.
 # - SAVE_UNLOCKED waits for nobody: a row that somebody has locked is skipped, and `is_there` tells it from a
 #   missing one; an INSERT can't skip an id that somebody is creating, so it fails soon, with 55P03.
 _SAVE = """
@@ -41,24 +44,35 @@ WITH input AS MATERIALIZED (
     FROM unnest(
         (SELECT CAST(:saga_ids AS uuid[])), (SELECT CAST(:names AS text[])), (SELECT CAST(:statuses AS text[])),
         (SELECT CAST(CAST(:contexts AS text[]) AS json[])), (SELECT CAST(:attempts AS integer[])),
-        (SELECT CAST(:expected AS bigint[]))
-    ) AS i (saga_id, name, status, context, attempts, expected) {patience}
+        (SELECT CAST(:expected AS bigint[])), (SELECT CAST(:lease_owners AS text[])),
+        (SELECT CAST(:lease_seconds AS double precision[])), (SELECT CAST(:releases AS boolean[]))
+    ) WITH ORDINALITY
+        AS i (saga_id, name, status, context, attempts, expected, lease_owner, lease_seconds, releases, position)
+    {patience}
     ORDER BY saga_id
 ), created AS (
-    INSERT INTO saga_executions (id, name, status, context, recovery_attempts, created_at, updated_at)
+    INSERT INTO saga_executions
+        (id, name, status, context, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at)
     SELECT saga_id, name, COALESCE(status, 'PENDING'), COALESCE(context, '{{}}'), COALESCE(attempts, 0),
+        CASE WHEN status IN ('COMPLETED', 'FAILED') THEN NULL ELSE lease_owner END,
+        CASE WHEN status IN ('COMPLETED', 'FAILED') THEN NULL
+            ELSE statement_timestamp() + make_interval(secs => lease_seconds) END,
         statement_timestamp(), statement_timestamp()
     FROM input
     WHERE name IS NOT NULL
     ON CONFLICT (id) DO NOTHING
     RETURNING id, version
 ), locked AS MATERIALIZED (
-    SELECT e.id, e.version, i.status, i.context, i.attempts,
-        i.expected IS NULL OR i.expected = e.version AS accepted,
-        i.status IS NOT NULL OR i.context IS NOT NULL OR i.attempts IS NOT NULL AS changes
+    SELECT e.*, i.status, i.context, i.attempts, i.lease_owner, i.lease_seconds, i.releases,
+        (i.expected IS NULL OR i.expected = e.version) AND NOT (i.lease_owner IS NOT NULL AND e.leased
+            AND i.lease_owner <> e.holder) AS accepted,
+        i.status IS NOT NULL OR i.context IS NOT NULL OR i.attempts IS NOT NULL OR i.lease_owner IS NOT NULL
+            OR i.releases AS changes
     FROM input i
     CROSS JOIN LATERAL (
-        SELECT id, version FROM saga_executions WHERE id = i.saga_id FOR NO KEY UPDATE {wait}
+        SELECT id, version, lease_owner AS holder, lease_expires_at AS held_until,
+            COALESCE(lease_expires_at > statement_timestamp(), FALSE) AS leased
+        FROM saga_executions WHERE id = i.saga_id FOR NO KEY UPDATE {wait}
     ) e
     WHERE i.name IS NULL
 ), updated AS (
@@ -66,17 +80,22 @@ WITH input AS MATERIALIZED (
     SET status = COALESCE(l.status, e.status),
         context = COALESCE(l.context, e.context),
         recovery_attempts = COALESCE(l.attempts, e.recovery_attempts),
-        version = e.version + 1,
-        updated_at = statement_timestamp()
+        lease_owner = CASE WHEN l.status IN ('COMPLETED', 'FAILED') OR l.releases THEN NULL
+            ELSE COALESCE(l.lease_owner, e.lease_owner) END,
+        lease_expires_at = CASE WHEN l.status IN ('COMPLETED', 'FAILED') OR l.releases
+                OR COALESCE(l.lease_owner, e.lease_owner) IS NULL THEN NULL
+            ELSE COALESCE(statement_timestamp() + make_interval(secs => l.lease_seconds), e.lease_expires_at) END,
+        version = e.version + CAST(l.changes AS integer),
+        updated_at = CASE WHEN l.changes THEN statement_timestamp() ELSE e.updated_at END
     FROM locked l
-    WHERE e.id = l.id AND l.accepted AND l.changes
+    WHERE e.id = l.id AND l.accepted AND (l.changes OR l.lease_seconds IS NOT NULL)
     RETURNING e.id, e.version
 ), written AS (
     SELECT id, version FROM created
     UNION ALL
     SELECT id, version FROM updated
     UNION ALL
-    SELECT id, version FROM locked WHERE accepted AND NOT changes
+    SELECT id, version FROM locked WHERE accepted AND NOT changes AND lease_seconds IS NULL
 ), logged AS (
     INSERT INTO saga_logs (saga_id, step_name, action, status, details, created_at)
     SELECT s.saga_id, s.step_name, s.action, s.status, s.details,
@@ -89,7 +108,7 @@ WITH input AS MATERIALIZED (
     JOIN written w ON w.id = s.saga_id
     ORDER BY s.position
 )
-SELECT i.saga_id, w.version AS written, l.version AS found,
+SELECT i.position, w.version AS written, l.version AS found, l.holder, l.held_until,
     CASE WHEN l.id IS NULL THEN (SELECT TRUE FROM saga_executions WHERE id = i.saga_id) END AS is_there
 FROM input i
 LEFT JOIN written w ON w.id = i.saga_id
@@ -132,5 +151,72 @@ WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING')
 ORDER BY recovery_attempts, updated_at, id
 LIMIT :limit
 """)  # noqa: S608 - put together from constants
+
+# What nobody claims any more. The last attempt of a leased one isn't over.
+EXHAUSTED = Statement(f"""
+SELECT {_EXECUTION}
+FROM saga_executions
+WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING')
+    AND recovery_attempts >= :max_attempts
+    AND (lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())
+    AND (CAST(:name AS text) IS NULL OR name = CAST(:name AS text))
+ORDER BY updated_at, id
+LIMIT :limit
+""")  # noqa: S608 - put together from constants
+
+# Leases stale sagas. A row that somebody has locked is skipped, so that claims of several workers don't wait for
+# each other; one that was changed since the statement began is judged anew when it is locked. LEAST keeps power()
+# from overflowing.
+CLAIM = Statement(f"""
+WITH candidates AS MATERIALIZED (
+    SELECT id, recovery_attempts, updated_at
+    FROM saga_executions
+    WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING')
+        AND updated_at <= statement_timestamp() - CAST(:stale_after AS interval) - make_interval(
+            secs => LEAST(
+                CAST(:max_backoff AS double precision),
+                CAST(:backoff AS double precision) * (power(2, LEAST(recovery_attempts, 60)) - 1)
+            )
+        )
+        AND recovery_attempts < :max_attempts
+        AND (lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())
+        AND (CAST(:name AS text) IS NULL OR name = CAST(:name AS text))
+    ORDER BY recovery_attempts, updated_at, id
+    LIMIT :limit
+    FOR NO KEY UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE saga_executions e
+    SET lease_owner = CAST(:owner AS text),
+        lease_expires_at = statement_timestamp() + CAST(:lease AS interval),
+        recovery_attempts = e.recovery_attempts + 1,
+        version = e.version + 1,
+        updated_at = statement_timestamp()
+    FROM candidates c
+    WHERE e.id = c.id
+    RETURNING e.*, c.recovery_attempts AS tried, c.updated_at AS unchanged_since
+)
+SELECT {_EXECUTION}
+FROM claimed
+ORDER BY tried, unchanged_since, id
+""")  # noqa: S608 - put together from constants
+
+HOLDS = Statement("""
+SELECT lease_owner = CAST(:owner AS text) AND version = :version AND lease_expires_at > statement_timestamp() AS held
+FROM saga_executions
+WHERE id = :saga_id
+""")
+
+# As in HISTORY, a saga with nothing in doubt gives one row of NULLs, and a missing one none.
+IN_DOUBT = Statement("""
+SELECT l.id, l.step_name, l.action, l.status, l.details, l.created_at
+FROM saga_executions e
+LEFT JOIN saga_logs l ON l.saga_id = e.id AND l.status = 'STARTED' AND NOT EXISTS (
+    SELECT FROM saga_logs later
+    WHERE later.saga_id = l.saga_id AND later.id > l.id AND later.status <> 'STARTED'
+        AND later.step_name = l.step_name AND later.action = l.action
+)
+WHERE e.id = :saga_id
+ORDER BY l.id
+""")
 
 REVISION = Statement("SELECT version_num FROM saga_store_version")

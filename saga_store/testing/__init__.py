@@ -1,7 +1,8 @@
 """The contract kit: subclass a suite, override one fixture, and pytest tells whether a storage keeps the contract.
 
 ``SagaStorageContract`` is for any ``ISagaStorage``, ``CheckpointStorageContract`` for any ``ICheckpointStorage``,
-and ``TransactionContract`` for one that joins a transaction of the caller's. Needs the extra ``testing``.
+``RecoveryStorageContract`` for what an ``IRecoveryStorage`` adds to it, and ``TransactionContract`` for a storage
+that joins a transaction of the caller's. Needs the extra ``testing``.
 """
 
 # ruff: noqa: E402 - the imports have to follow the registration
@@ -15,12 +16,15 @@ pytest.register_assert_rewrite(
         for subject in (
             "absence",
             "checkpoint",
+            "claim",
             "concurrency",
             "context",
             "contract",
             "creation",
             "execution",
             "history",
+            "intervention",
+            "lease",
             "refusal",
             "run",
             "staleness",
@@ -33,6 +37,7 @@ pytest.register_assert_rewrite(
 
 from saga_store.testing.absence import AbsenceContract, CheckpointAbsenceContract
 from saga_store.testing.checkpoint import CheckpointContract
+from saga_store.testing.claim import Age, AgingContract, ClaimContract
 from saga_store.testing.concurrency import ConcurrencyContract, VersionRaceContract
 from saga_store.testing.context import CopyContract, FidelityContract
 from saga_store.testing.contract import CheckpointUnit, Contract, Unit
@@ -40,12 +45,15 @@ from saga_store.testing.creation import CreationContract
 from saga_store.testing.execution import ExecutionContract
 from saga_store.testing.history import HistoryContract
 from saga_store.testing.input import BAD_INPUTS, BadInput
+from saga_store.testing.intervention import InDoubtContract, InterventionContract
+from saga_store.testing.lease import LeaseContract, LeaseRaceContract
 from saga_store.testing.refusal import CheckpointRefusalContract, RefusalContract
 from saga_store.testing.run import RunContract, RunUnit
 from saga_store.testing.staleness import StalenessContract
 from saga_store.testing.state import StateContract
 from saga_store.testing.suite import (
     CheckpointStorageContract,
+    RecoveryStorageContract,
     SagaStorageContract,
     SagaTransactionContract,
     TransactionContract,
@@ -63,6 +71,8 @@ from saga_store.testing.version import VersionContract
 __all__ = [
     "BAD_INPUTS",
     "AbsenceContract",
+    "Age",
+    "AgingContract",
     "BadInput",
     "CheckpointAbsenceContract",
     "CheckpointContract",
@@ -70,6 +80,7 @@ __all__ = [
     "CheckpointRefusalContract",
     "CheckpointStorageContract",
     "CheckpointUnit",
+    "ClaimContract",
     "ConcurrencyContract",
     "Contract",
     "CopyContract",
@@ -77,8 +88,13 @@ __all__ = [
     "ExecutionContract",
     "FidelityContract",
     "HistoryContract",
+    "InDoubtContract",
+    "InterventionContract",
     "IsolationContract",
+    "LeaseContract",
+    "LeaseRaceContract",
     "LockContract",
+    "RecoveryStorageContract",
     "RefusalContract",
     "RunContract",
     "RunUnit",

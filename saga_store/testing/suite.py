@@ -2,11 +2,13 @@
 
 from saga_store.testing.absence import AbsenceContract, CheckpointAbsenceContract
 from saga_store.testing.checkpoint import CheckpointContract
+from saga_store.testing.claim import ClaimContract
 from saga_store.testing.concurrency import ConcurrencyContract, VersionRaceContract
 from saga_store.testing.context import CopyContract, FidelityContract
 from saga_store.testing.creation import CreationContract
 from saga_store.testing.execution import ExecutionContract
 from saga_store.testing.history import HistoryContract
+from saga_store.testing.intervention import InDoubtContract, InterventionContract
 from saga_store.testing.refusal import CheckpointRefusalContract, RefusalContract
 from saga_store.testing.staleness import StalenessContract
 from saga_store.testing.state import StateContract
@@ -38,6 +40,10 @@ class CheckpointStorageContract(
     StalenessContract,
 ):
     """What every ``ICheckpointStorage`` promises. Override the fixture ``unit``."""
+
+
+class RecoveryStorageContract(ClaimContract, InDoubtContract, InterventionContract):
+    """What every ``IRecoveryStorage`` promises on top. Override the fixtures ``unit`` and ``age``."""
 
 
 class SagaTransactionContract(IsolationContract, LockContract):
