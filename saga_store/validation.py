@@ -50,12 +50,13 @@ def valid_text(field: str, text: object) -> str:
         raise InvalidSagaDataError(
             field, f"must not contain NUL (at index {text.index(chr(0))}), which PostgreSQL can't store; remove it"
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        raise InvalidSagaDataError(
-            field, f"must not contain a lone surrogate (at index {exc.start}), which UTF-8 can't hold; replace it"
-        ) from exc
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            raise InvalidSagaDataError(
+                field, f"must not contain a lone surrogate (at index {exc.start}), which UTF-8 can't hold; replace it"
+            ) from exc
     # A plain str: drivers write a str enum by its name.
     return str.__str__(text)
 
@@ -126,6 +127,8 @@ def _check_context(context: object) -> None:
                 _path(node), f"is nested more than {MAX_CONTEXT_DEPTH} levels deep, or contains itself; flatten it"
             )
         for key, value in _children(node):
+            if value is None or (type(value) is str and value.isascii()):
+                continue  # most of what is stored
             if isinstance(value, dict | list):
                 pending.append(((value, key, node), depth + 1))
             elif problem := _scalar_problem(value):
@@ -183,6 +186,8 @@ def _show(value: object) -> str:
 
 
 def _member(kind: type[_Status], value: object) -> _Status:
+    if isinstance(value, kind):
+        return value
     for member in kind:
         if isinstance(value, str) and value == member:
             return member

@@ -33,6 +33,10 @@ class Lease:
     def releases(self) -> bool:
         return self.lasts is None
 
+    @property
+    def seconds(self) -> float | None:
+        return None if self.lasts is None else self.lasts.total_seconds()
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:

@@ -17,10 +17,9 @@ import asyncio
 import copy
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
-from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError, UnknownOutcomeError
 from saga_store.write import Outcome, Write
@@ -43,6 +42,7 @@ SaveUnlocked: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome
 class _Entry:
     write: Write
     answer: asyncio.Future[Outcome]
+    saga: int
 
 
 class GroupCommit:
@@ -62,12 +62,12 @@ class GroupCommit:
         self._queue: _Queue | None = None
         self._changing_loops = threading.Lock()
 
-    async def write(self, write: Write) -> Outcome:
+    def write(self, write: Write) -> Coroutine[None, None, Outcome]:
         loop = asyncio.get_running_loop()
         queue = self._queue
         if queue is None or queue.loop is not loop:
             queue = self._change_loop(loop)
-        return await queue.write(write)
+        return queue.write(write)
 
     def _change_loop(self, loop: asyncio.AbstractEventLoop) -> "_Queue":
         with self._changing_loops:
@@ -85,25 +85,26 @@ class _Queue:
         self.loop = loop
         self._save = save
         self._save_unlocked = save_unlocked
-        # Each saga's writes in the order of the calls; the first may be in flight.
-        self._lines: dict[UUID, deque[_Entry]] = {}
+        # Each saga's writes in the order of the calls; the first may be in flight. Sagas go by the integers of
+        # their ids, which are hashed several times faster than the ids.
+        self._lines: dict[int, deque[_Entry]] = {}
         # The sagas that have a write to flush and none in flight.
-        self._ready: deque[UUID] = deque()
+        self._ready: deque[int] = deque()
         self._flusher: asyncio.Task[None] | None = None
         self._flushes_alone = False
         self._lock_waiters: set[asyncio.Task[None]] = set()
         self._lock_waiter_slots = asyncio.Semaphore(MAX_WAITING_FOR_LOCKS)
 
     async def write(self, write: Write) -> Outcome:
-        entry = _Entry(write, self.loop.create_future())
-        line = self._lines.get(write.saga_id)
+        entry = _Entry(write, self.loop.create_future(), write.saga_id.int)
+        line = self._lines.get(entry.saga)
         if line is not None:
             line.append(entry)
             return await entry.answer
-        self._lines[write.saga_id] = deque((entry,))
+        self._lines[entry.saga] = deque((entry,))
         if self._flusher is None and not self._flushes_alone:
             return await self._flush_alone(entry)
-        self._make_ready(write.saga_id)
+        self._make_ready(entry.saga)
         return await entry.answer
 
     async def _flush_alone(self, entry: _Entry) -> Outcome:
@@ -128,8 +129,8 @@ class _Queue:
             return await entry.answer
         return outcome
 
-    def _make_ready(self, saga_id: UUID) -> None:
-        self._ready.append(saga_id)
+    def _make_ready(self, saga: int) -> None:
+        self._ready.append(saga)
         self._flush_what_is_ready()
 
     def _flush_what_is_ready(self) -> None:
@@ -157,8 +158,7 @@ class _Queue:
         batch: list[_Entry] = []
         rows = size = 0
         while self._ready and rows < MAX_BATCH_ROWS:
-            saga_id = self._ready[0]
-            entry = self._first_in_line(saga_id)
+            entry = self._first_in_line(self._ready[0])
             if entry is not None:
                 size += _size(entry.write)
                 if batch and size > MAX_BATCH_BYTES:
@@ -168,27 +168,26 @@ class _Queue:
             self._ready.popleft()
         return batch
 
-    def _first_in_line(self, saga_id: UUID) -> _Entry | None:
+    def _first_in_line(self, saga: int) -> _Entry | None:
         """Return the saga's next write, after dropping those that their callers took back."""
-        line = self._lines[saga_id]
+        line = self._lines[saga]
         while line and line[0].answer.done():
             line.popleft()
         if line:
             return line[0]
-        del self._lines[saga_id]
+        del self._lines[saga]
         return None
 
     def _finish(self, entries: Iterable[_Entry]) -> None:
         for entry in entries:
-            saga_id = entry.write.saga_id
-            line = self._lines.get(saga_id)
+            line = self._lines.get(entry.saga)
             if line is None or line[0] is not entry:
                 continue  # the queue was abandoned while this was in flight
             line.popleft()
             if line:
-                self._make_ready(saga_id)
+                self._make_ready(entry.saga)
             else:
-                del self._lines[saga_id]
+                del self._lines[entry.saga]
 
     async def _flush(self, batch: list[_Entry]) -> list[_Entry]:
         """Apply a batch and answer its callers; return the entries that are finished."""
@@ -242,7 +241,10 @@ class _Queue:
 
 
 def _size(write: Write) -> int:
-    return len(write.context or "") + sum(len(step.details or "") for step in write.steps)
+    size = len(write.context or "")
+    for step in write.steps:
+        size += len(step.details or "")
+    return size
 
 
 def _answer(entry: _Entry, outcome: Outcome | Exception) -> None:

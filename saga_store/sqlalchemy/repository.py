@@ -209,7 +209,7 @@ async def _read_revision(engine: AsyncEngine) -> str | None:
 def _save_parameters(writes: Sequence[Write]) -> dict[str, object]:
     now = time.monotonic()
     steps = [(write.saga_id, step) for write in writes for step in write.steps]
-    return {
+    columns: dict[str, list[Any]] = {
         "saga_ids": [write.saga_id for write in writes],
         "names": [write.name for write in writes],
         "statuses": [_plain(write.status) for write in writes],
@@ -217,18 +217,17 @@ def _save_parameters(writes: Sequence[Write]) -> dict[str, object]:
         "attempts": [write.recovery_attempts for write in writes],
         "expected": [write.expected_version for write in writes],
         "lease_owners": [write.lease and write.lease.owner for write in writes],
-        "lease_seconds": [
-            None if write.lease is None or write.lease.lasts is None else write.lease.lasts.total_seconds()
-            for write in writes
-        ],
-        "releases": [write.lease is not None and write.lease.releases for write in writes],
+        "lease_seconds": [write.lease and write.lease.seconds for write in writes],
+        "releases": [write.lease and write.lease.releases for write in writes],
         "step_saga_ids": [saga_id for saga_id, _ in steps],
         "step_names": [step.step_name for _, step in steps],
         "step_actions": [step.action for _, step in steps],
         "step_statuses": [_plain(step.status) for _, step in steps],
         "step_details": [step.details for _, step in steps],
-        "step_ages": [age for write in writes for age in write.ages(now)],
+        "step_ages": [age or None for write in writes for age in write.ages(now)],
     }
+    # To unnest, no array is as good as one of NULLs, and to the drivers, which look at every element, far cheaper.
+    return {name: None if column.count(None) == len(column) else column for name, column in columns.items()}
 
 
 def _plain(status: SagaStatus | SagaStepStatus | None) -> str | None:

@@ -67,7 +67,7 @@ WITH input AS MATERIALIZED (
         (i.expected IS NULL OR i.expected = e.version) AND NOT (i.lease_owner IS NOT NULL AND e.leased
             AND i.lease_owner <> e.holder) AS accepted,
         i.status IS NOT NULL OR i.context IS NOT NULL OR i.attempts IS NOT NULL OR i.lease_owner IS NOT NULL
-            OR i.releases AS changes
+            OR COALESCE(i.releases, FALSE) AS changes
     FROM input i
     CROSS JOIN LATERAL (
         SELECT id, version, lease_owner AS holder, lease_expires_at AS held_until,
@@ -99,7 +99,7 @@ WITH input AS MATERIALIZED (
 ), logged AS (
     INSERT INTO saga_logs (saga_id, step_name, action, status, details, created_at)
     SELECT s.saga_id, s.step_name, s.action, s.status, s.details,
-        statement_timestamp() - make_interval(secs => s.age)
+        statement_timestamp() - make_interval(secs => COALESCE(s.age, 0))
     FROM unnest(
         (SELECT CAST(:step_saga_ids AS uuid[])), (SELECT CAST(:step_names AS text[])),
         (SELECT CAST(:step_actions AS text[])), (SELECT CAST(:step_statuses AS text[])),
