@@ -124,7 +124,7 @@ async def claim(storage: SqlAlchemySagaStorage, owner: str) -> None:
 
 async def main(what: str, url: str, owner: str) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-    engine = create_async_engine(url)
+    engine = create_async_engine(url, connect_args={"server_settings": {"application_name": owner}})
     storage = SqlAlchemySagaStorage(engine)
     if what == "claim":
         await claim(storage, owner)

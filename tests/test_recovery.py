@@ -138,14 +138,15 @@ def test_workers_that_are_killed_at_random_moments(admin: psycopg.Connection, st
         dead.kill()
         dead.wait()
         kills += 1
-        # The sessions of the dead may still finish what they were sent.
-        wait_for(admin, "SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+        # Its sessions may still finish what they were sent.
+        wait_for(admin, f"SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = '{owner}')")  # noqa: S608 - our own name
         admin.execute(EXPIRE, [owner])
         workers[f"successor-{kills}"] = start("recover", f"successor-{kills}")
 
     for worker in workers.values():
         worker.terminate()
-    assert [worker.wait(60) for worker in workers.values()] == [0] * 4  # SIGTERM is a graceful end
+    # SIGTERM is a graceful end, but for one that is only just starting.
+    assert {worker.wait(60) for worker in workers.values()} <= {0, -signal.SIGTERM}
     assert kills > 3
     statuses = admin.execute("SELECT context ->> 'unshippable', status, count(*) FROM saga_executions GROUP BY 1, 2")
     assert set(statuses.fetchall()) == {("false", "COMPLETED", 160), ("true", "FAILED", 40)}
