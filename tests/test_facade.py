@@ -27,6 +27,7 @@ ERRORS = [
     errors.InvalidSagaDataError("name", "must not be empty"),
     errors.StorageUnavailableError("the server is down", "57P03"),
     errors.UnknownOutcomeError(SAGA_ID),
+    errors.UnknownOutcomeError(None),
     errors.SchemaError(None, "saga_store_0001"),
 ]
 
@@ -93,6 +94,8 @@ class TestTyping:
             "list[SagaLogEntry]",
             "SagaExecution",
             "list[SagaExecution]",
+            "list[SagaExecution]",
+            "list[SagaLogEntry]",
             "sqlalchemy.ext.asyncio.session.AsyncSession",
             "Literal['act'] | Literal['compensate']",
         ]

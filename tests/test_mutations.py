@@ -38,19 +38,25 @@ from saga_store import (
 )
 from saga_store.testing import (
     AbsenceContract,
+    Age,
     CheckpointContract,
     CheckpointIsolationContract,
     CheckpointRefusalContract,
     CheckpointStorageContract,
     CheckpointUnit,
+    ClaimContract,
     ConcurrencyContract,
     Contract,
     CopyContract,
     CreationContract,
     FidelityContract,
     HistoryContract,
+    InDoubtContract,
+    InterventionContract,
     IsolationContract,
+    LeaseContract,
     LockContract,
+    RecoveryStorageContract,
     RefusalContract,
     StalenessContract,
     StateContract,
@@ -60,7 +66,7 @@ from saga_store.testing import (
     VersionContract,
     VersionRaceContract,
 )
-from saga_store.write import Outcome, Write
+from saga_store.write import Claim, Outcome, Write
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
@@ -100,7 +106,18 @@ class Twin(TransactionalContract):
         return unit
 
 
-class SoundTwin(Twin, TransactionContract, CheckpointStorageContract):
+class AgingTwin(Twin):
+    """A twin in which time passes, for the subjects of recovery."""
+
+    @pytest.fixture
+    def age(self, database: MemoryDatabase) -> Age:
+        async def age(saga_id: UUID, by: timedelta) -> None:
+            database.age(saga_id, by)
+
+        return age
+
+
+class SoundTwin(AgingTwin, TransactionContract, CheckpointStorageContract, RecoveryStorageContract, LeaseContract):
     """The control: the whole kit on the twin as it is."""
 
 
@@ -596,6 +613,92 @@ class ClaimsWhatItLists(MemorySagaStorage):
         return stale
 
 
+# Recovery
+
+
+class ForgetsLeases(MemorySession):
+    """Claims what is leased to somebody else."""
+
+    def _unleased(self, name: str | None, now: datetime) -> list[Any]:
+        return super()._unleased(name, now + timedelta(days=365 * 200))
+
+
+class CountsNoAttempts(MemorySession):
+    """Leaves the attempts to whoever fails."""
+
+    def _claim(self, claim: Claim) -> list[Any]:
+        claimed = [replace(row, recovery_attempts=row.recovery_attempts - 1) for row in super()._claim(claim)]
+        self._rows |= {row.id: row for row in claimed}
+        return claimed
+
+
+class FencesNobody(MemorySession):
+    """Leaves the version when it claims."""
+
+    def _claim(self, claim: Claim) -> list[Any]:
+        claimed = [replace(row, version=row.version - 1) for row in super()._claim(claim)]
+        self._rows |= {row.id: row for row in claimed}
+        return claimed
+
+
+class PausesEqually(MemorySession):
+    """Waits no longer after the third attempt than after the first."""
+
+    def _claim(self, claim: Claim) -> list[Any]:
+        return super()._claim(replace(claim, max_backoff=claim.backoff))
+
+
+class ClaimsForEver(MemorySession):
+    """Claims exhausted sagas too."""
+
+    def _claim(self, claim: Claim) -> list[Any]:
+        return super()._claim(replace(claim, max_attempts=2**31))
+
+
+class LeasesForAll(MemorySession):
+    """Gives a lease to whoever asks."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        row = self._row(write.saga_id)
+        if row and write.lease and write.lease.owner:
+            self._rows[row.id] = replace(row, lease_owner=write.lease.owner)
+        return await super()._apply(write)
+
+
+class RenewsNothing(MemorySession):
+    """Takes and releases leases, and doesn't renew them."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        return await super()._apply(replace(write, lease=None) if write.lease and write.lease.renews else write)
+
+
+class KeepsLeases(MemorySession):
+    """Releases nothing."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        row = self._row(write.saga_id)
+        if row and write.lease and write.lease.releases:
+            write = replace(write, lease=None, status=row.status)
+        return await super()._apply(write)
+
+
+class RecordsNothing(MemorySession):
+    """Does what the operator says, and keeps no record of it."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        steps = tuple(step for step in write.steps if not step.step_name.startswith("saga_store."))
+        return await super()._apply(replace(write, steps=steps))
+
+
+class DoubtsByNameOnly(MemorySagaStorage):
+    """Takes the end of undoing a step for the end of the step."""
+
+    async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
+        entries = await super()._fetch_in_doubt(saga_id)
+        undone = {entry.step_name for entry in await self._fetch_history(saga_id) if entry.action == "compensate"}
+        return [entry for entry in entries if entry.step_name not in undone]
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A broken twin, and the test of the kit that has to notice it."""
@@ -616,7 +719,7 @@ class Mutant:
         """Return the subject on the broken twin, for pytest to collect."""
         place = "session_class" if issubclass(self.broken, MemorySession) else "storage_class"
         attributes = {place: self.broken, "stopped_clock": self.stopped_clock, "__module__": __name__}
-        return type(self.name, (Twin, self.subject), attributes)
+        return type(self.name, (AgingTwin, self.subject), attributes)
 
 
 MUTANTS = (
@@ -669,6 +772,16 @@ MUTANTS = (
     Mutant(ListsLatestFirst, StalenessContract, "test_longest_unchanged_first"),
     Mutant(ListsByAgeOnly, StalenessContract, "test_fewest_attempts_first"),
     Mutant(ClaimsWhatItLists, StalenessContract, "test_listing_claims_nothing"),
+    Mutant(ForgetsLeases, ClaimContract, "test_a_claimed_saga_isnt_claimed_again"),
+    Mutant(CountsNoAttempts, ClaimContract, "test_a_claim_leases_and_counts"),
+    Mutant(FencesNobody, ClaimContract, "test_an_expired_lease_is_claimed"),
+    Mutant(PausesEqually, ClaimContract, "test_pauses_grow"),
+    Mutant(ClaimsForEver, ClaimContract, "test_exhausted_sagas_are_listed_instead"),
+    Mutant(LeasesForAll, LeaseContract, "test_a_second_taker_is_refused"),
+    Mutant(RenewsNothing, LeaseContract, "test_commits_and_heartbeats_renew"),
+    Mutant(KeepsLeases, InterventionContract, "test_breaking_a_lease"),
+    Mutant(RecordsNothing, InterventionContract, "test_interventions_are_recorded[give_up_saga]"),
+    Mutant(DoubtsByNameOnly, InDoubtContract, "test_other_steps_and_actions_settle_nothing"),
 )
 
 # Where pytest looks for test classes.

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
 from uuid import uuid4
 
 import psycopg
@@ -74,6 +75,9 @@ class TestRoundTrips:
                     await storage.get_saga(saga_id)
                 with pytest.raises(SagaNotFoundError):
                     await storage.get_step_history(saga_id)
+                with pytest.raises(SagaNotFoundError):
+                    await storage.get_in_doubt_steps(saga_id)
+                await storage.claim_sagas(owner="w", lease=timedelta(0), limit=0, stale_after=timedelta(0))
 
             calls: list[Callable[[], Awaitable[object]]] = [
                 lambda: storage.create_saga(saga_id, "order", {"n": 1}),
@@ -84,6 +88,8 @@ class TestRoundTrips:
                 lambda: storage.load_saga_state(saga_id),
                 lambda: storage.get_saga(saga_id),
                 lambda: storage.get_step_history(saga_id),
+                lambda: storage.claim_sagas(owner="w", lease=timedelta(hours=1), limit=99, stale_after=timedelta(0)),
+                lambda: storage.get_in_doubt_steps(saga_id),
             ]
             counts = []
             for call in calls:
@@ -380,6 +386,20 @@ class TestLostConnection:
             with pytest.raises(StorageUnavailableError, match="the connection was lost"):
                 await storage.get_saga(saga_id)
             assert (await storage.get_saga(saga_id)).version == 1
+
+    async def test_a_claim_whose_answer_is_lost_has_an_unknown_outcome(self, database: Database, driver: str) -> None:
+        """Nobody can say which sagas were claimed; what was is free again when the lease has expired."""
+        now = timedelta(0)
+        async with Proxy.before(database.url(driver)) as (proxy, url), engine_on(url) as engine:
+            storage = SqlAlchemySagaStorage(engine)
+            saga_id = uuid4()
+            await storage.create_saga(saga_id, "order", {})
+            proxy.cut = Cut.BEFORE_ANSWER
+            with pytest.raises(UnknownOutcomeError, match="claim again") as info:
+                await storage.claim_sagas(owner="worker-1", lease=now, limit=1, stale_after=now, backoff=now)
+            assert info.value.saga_id is None
+            [saga] = await storage.claim_sagas(owner="worker-1", lease=now, limit=1, stale_after=now, backoff=now)
+            assert (saga.id, saga.recovery_attempts) == (saga_id, 2)
 
     async def test_a_transaction_whose_connection_is_lost_is_gone(
         self, database: Database, engine: AsyncEngine, driver: str
