@@ -87,32 +87,33 @@ class Batches:
 
     async def _flush(self, batch: list[_Write]) -> None:
         steps = [(write.saga_id, *step) for write in batch for step in write.steps]
+        # What isn't here is NULL, as is an array of nothing else: the driver looks at every element of an array.
         values = {
             "saga_ids": [write.saga_id for write in batch],
-            "names": [write.name for write in batch],
-            "statuses": [write.status for write in batch],
-            "contexts": [write.context for write in batch],
-            "attempts": [None] * len(batch),
-            "expected": [None] * len(batch),
+            "names": _unless_empty([write.name for write in batch]),
+            "statuses": _unless_empty([write.status for write in batch]),
+            "contexts": _unless_empty([write.context for write in batch]),
             "step_saga_ids": [step[0] for step in steps],
             "step_names": [step[1] for step in steps],
             "step_actions": ["act"] * len(steps),
             "step_statuses": [step[2] for step in steps],
-            "step_details": [None] * len(steps),
-            "step_ages": [0.0] * len(steps),
         }
         try:
-            rows = await self._save(*[values[name] for name in self._parameters])
+            rows = await self._save(*[values.get(name) for name in self._parameters])
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
             rows, refusal = [], exc
         else:
             refusal = RuntimeError("the saga is there already, or isn't there")
-        written = {row[0] for row in rows if row[1] is not None}
-        for write in batch:
-            if write.saga_id in written:
+        written = {row["position"] for row in rows if row["written"] is not None}
+        for position, write in enumerate(batch, start=1):
+            if position in written:
                 write.answer.set_result(None)
             else:
                 write.answer.set_exception(refusal)
+
+
+def _unless_empty(column: list[str | None]) -> list[str | None] | None:
+    return column if any(column) else None
 
 
 @asynccontextmanager

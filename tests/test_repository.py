@@ -136,9 +136,7 @@ class TestPlan:
         for n in range(30):
             await storage.update_context(saga_id, {"n": n})
         async with engine.connect() as connection:
-            plans = (
-                "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE '_WITH input%'"
-            )
+            plans = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE '_WITH input%'"
             [(generic, custom)] = (await connection.execute(text(plans))).all()
         assert custom <= 5
         assert generic >= 15

@@ -204,6 +204,13 @@ class TestEmbedded:
         with pytest.raises(PostgresUnavailableError, match=remedy), embedded():
             pass
 
+    def test_programs_that_do_not_run(self, tmp_path: Path) -> None:
+        """Programs of another system are told from a server that failed."""
+        for program in ("initdb", "postgres"):
+            (tmp_path / program).write_text("not a program")
+        with pytest.raises(PostgresUnavailableError, match="doesn't run here"), embedded(bindir=tmp_path):
+            pass
+
 
 class TestChoice:
     @pytest.mark.parametrize("kind", ["no socket", "abandoned socket", "refusing port"])

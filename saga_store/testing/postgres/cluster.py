@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from saga_store.testing.postgres.server import PostgresServer, PostgresUnavailableError
 
@@ -75,9 +76,7 @@ class Cluster:
         self.programs = programs
         self.durable = durable
         self.lock = lock
-        # S603, here and below: whoever may set the folder may run programs as us anyway.
-        said = subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, text=True)  # noqa: S603
-        self.version = said.stdout.split()[2]
+        self.version = _version(programs / "postgres")
 
     def create(self) -> None:
         if self.data.exists():
@@ -157,7 +156,7 @@ class Cluster:
         self, program: str, data: Path, options: list[str], *, dies_by: signal.Signals
     ) -> "subprocess.Popen[bytes]":
         with self.log.open("w") as log:
-            return subprocess.Popen(  # noqa: S603
+            return subprocess.Popen(  # noqa: S603 - whoever may set the folder may run programs as us anyway
                 [*self._wrapper(program, data, dies_by), str(self.programs / program), "-D", str(data), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -223,13 +222,24 @@ def _programs(bindir: Path | None) -> tuple[Path, str]:
     return found, origin
 
 
+def _version(postgres: Path) -> str:
+    try:
+        said = subprocess.run([postgres, "--version"], check=True, capture_output=True, text=True)  # noqa: S603 - as above
+    except (OSError, subprocess.CalledProcessError) as exc:
+        raise PostgresUnavailableError(
+            f"{postgres} doesn't run here: {getattr(exc, 'stderr', '') or exc}",
+            "Name a folder with other programs in SAGA_STORE_TEST_PG_BIN, or set SAGA_STORE_TEST_PG to docker or a URL.",
+        ) from exc
+    return said.stdout.split()[2]
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[int]:
     """Hold the folder: an open file that is locked, and stays so in the server that inherits it."""
     import fcntl  # noqa: PLC0415 - Windows has none, and can use the other servers
 
     deadline = time.monotonic() + PATIENCE
-    with (folder / "lock").open("a+") as lock:
+    with _lock_file(folder) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -249,6 +259,16 @@ def _locked(folder: Path) -> Iterator[int]:
             yield lock.fileno()
         finally:
             lock.truncate(0)
+
+
+def _lock_file(folder: Path) -> TextIO:
+    try:
+        return (folder / "lock").open("a+")
+    except PermissionError as exc:
+        raise PostgresUnavailableError(
+            f"{folder} belongs to another user",
+            "Use another folder, or remove that one as the user whom it belongs to.",
+        ) from exc
 
 
 def _alive(pid: int) -> bool:
