@@ -7,12 +7,15 @@ RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# An environment of its own: the peers bring many libraries along.
+BENCH_VENV := .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
 # What else to hand to pytest, such as ARGS="-k recovery".
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo fmt check test migrations matrix build verify clean
+.PHONY: help setup demo bench fmt check test migrations matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +38,15 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## kill a worker in the middle of an order, then recover and compensate
 	@$(BIN)/python -m examples.order_saga
+
+bench: $(BENCH_READY) ## measure beside python-cqrs, DBOS and hand-written SQL, on a durable PostgreSQL; takes ten minutes
+	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
+
+$(BENCH_READY): pyproject.toml $(READY)
+	@echo "==> Making $(BENCH_VENV), which also holds the peers."
+	$(PYTHON) -m venv --clear $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --disable-pip-version-check --no-input --quiet --editable '.[bench]'
+	@touch $@
 
 fmt: $(READY) ## format, and fix what can be fixed
 	$(BIN)/ruff format
@@ -65,5 +77,5 @@ verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) test
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-matrix .demo build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .demo .bench build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,8 +13,18 @@ from benchmarks.server import serve
 from benchmarks.session import Plan, Session
 
 FOLDER = Path(__file__).parent.parent / ".bench"
-PLAN = Plan(crowds=(1, 16, 64, 256), rounds=5, seconds=1.0, budget=390.0, pairs=300, counted=20, hot_sagas=256, seed=1)
-QUICK = replace(PLAN, crowds=(1, 64), rounds=2, seconds=0.4, pairs=100)
+PLAN = Plan(
+    crowds=(1, 16, 64, 256),
+    rounds=5,
+    seconds=1.0,
+    budget=390.0,
+    pairs=300,
+    counted=20,
+    hot_sagas=256,
+    finished=1_000_000,
+    seed=1,
+)
+QUICK = replace(PLAN, crowds=(1, 64), rounds=2, seconds=0.4, pairs=100, finished=50_000)
 
 
 def main() -> None:
@@ -76,6 +86,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, help="lonely calls of each kind in a round (300)")
     parser.add_argument("--counted", type=int, help="sagas that statements are counted by, at least (20)")
     parser.add_argument("--hot-sagas", type=int, help="sagas whose contexts are updated to count HOT updates (256)")
+    parser.add_argument("--finished", type=int, help="finished sagas among which stale ones are claimed (1,000,000)")
     parser.add_argument("--seed", type=int, help="of the order of turns (1)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="whose disk the server's data is on (.bench)")
     parser.add_argument("--json", type=Path, default=FOLDER / "latest.json", help="the file to write")

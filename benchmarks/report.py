@@ -60,6 +60,7 @@ def make_report(rows: tuple[Row, ...], session: Session, facts: dict[str, Any]) 
             "without_ms": _median([pair[1] * MILLI for pair in findings.lonely]),
             "ratio": lonely,
         },
+        "claim_ms": [seconds * MILLI for seconds in findings.claims or ()],
         "hot_context_updates": {str(crowd): share for crowd, share in findings.hot.items()},
         "targets": [target.as_json() for target in targets(ratio, findings, lonely)],
     }
@@ -84,6 +85,8 @@ def _lines(report: Report) -> Iterator[str]:
         f"one page written for good in {machine['sync_ms']:.2f} ms on {machine['filesystem']}; "
         f"load {machine['load_before']} before, {machine['load_after']} after"
     )
+    if machine["load_before"] > machine["cores"] / 2:
+        yield "WARNING: others were busy on this machine before it began, so the figures are rough; ratios suffer less"
     settings = ", ".join(f"{name} {value}" for name, value in server["settings"].items())
     yield f"PostgreSQL {server['version']}: {settings}"
     libraries = ", ".join(f"{name} {version}" for name, version in report["libraries"].items() if version)
@@ -143,6 +146,9 @@ def _targets(report: Report) -> Iterator[str]:
     if lonely["ratio"] is not None:
         yield ""
         yield f"A lonely call: {lonely['with_ms']:.2f} ms with group commit, {lonely['without_ms']:.2f} ms without"
+    if claims := report["claim_ms"]:
+        among = f"{report['plan']['finished']:,} finished sagas"
+        yield f"A claim of 100 stale sagas: {claims[0]:.1f} ms among {among}, {claims[1]:.1f} ms among none"
     lines = [["Target", "measured", "wanted", ""]]
     for target in report["targets"]:
         least, most = target["least"], target["most"]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from benchmarks import ours
-from benchmarks.beds import Bed, make_beds
+from benchmarks.beds import MIGRATED, Bed, make_beds
+from benchmarks.claims import time_claims
 from benchmarks.rows import CONNECTIONS, Row
 from benchmarks.server import Server
 from benchmarks.workload import Clock, Measurement, measure, run_crowd
@@ -31,6 +32,7 @@ class Plan:
         pairs: Lonely calls of each kind in a round.
         counted: At least so many sagas are counted by.
         hot_sagas: So many sagas have their context updated, again and again.
+        finished: Finished sagas among which stale ones are claimed.
         seed: Of the order of turns.
     """
 
@@ -41,6 +43,7 @@ class Plan:
     pairs: int
     counted: int
     hot_sagas: int
+    finished: int
     seed: int
 
 
@@ -52,6 +55,7 @@ class Findings:
     counts: dict[tuple[str, int], dict[str, float | None]] = field(default_factory=dict)
     lonely: list[tuple[float, float]] = field(default_factory=list)
     hot: dict[int, float] = field(default_factory=dict)
+    claims: tuple[float, float] | None = None
 
 
 class Session:
@@ -68,6 +72,9 @@ class Session:
 
     def run(self) -> Findings:
         self._measure_rounds()
+        self._say(f"claiming stale sagas, without and with {self._plan.finished:,} finished ones")
+        claims = self._server.create("bench_claims", template=MIGRATED)
+        self.findings.claims = time_claims(claims, finished=self._plan.finished)
         self._count_all()
         return self.findings
 

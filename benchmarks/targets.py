@@ -45,6 +45,8 @@ def targets(ratio: Ratio, findings: Findings, lonely: float | None) -> Iterator[
     yield Target("a lonely call: latency with group commit / without", lonely, most=1.05)
     for crowd, share in sorted(findings.hot.items()):
         yield Target(f"{crowd} at a time: HOT share of context updates", share, least=0.9)
+    if findings.claims:
+        yield Target("a claim: among many finished sagas / among none", findings.claims[0] / findings.claims[1], most=3)
     for what in ("statements", "transactions"):
         count = findings.counts.get(("checkpoints", 1), {}).get(what)
         each = None if count is None else count / CHECKPOINTS_PER_SAGA

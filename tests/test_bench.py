@@ -109,7 +109,15 @@ def test_missing_sagas_are_noticed(row: Row, url: str) -> None:
 
 def test_bench(tmp_path: Path) -> None:
     """It measures every row on a durable server of its own, prints the tables and the targets, and writes them down."""
-    options = ["--crowds=1,2", "--rounds=1", "--seconds=0.01", "--pairs=3", "--counted=2", "--hot-sagas=8"]
+    options = [
+        "--crowds=1,2",
+        "--rounds=1",
+        "--seconds=0.01",
+        "--pairs=3",
+        "--counted=2",
+        "--hot-sagas=8",
+        "--finished=100",
+    ]
     done = bench(*options, f"--folder={tmp_path}", f"--json={tmp_path}/bench.json")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "bench.json").read_text())
