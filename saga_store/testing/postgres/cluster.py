@@ -228,7 +228,7 @@ def _version(postgres: Path) -> str:
     except (OSError, subprocess.CalledProcessError) as exc:
         raise PostgresUnavailableError(
             f"{postgres} doesn't run here: {getattr(exc, 'stderr', '') or exc}",
-            "Name a folder with other programs in SAGA_STORE_TEST_PG_BIN, or set SAGA_STORE_TEST_PG to docker or a URL.",
+            "Name a folder with other programs in SAGA_STORE_TEST_PG_BIN, or try docker or a URL instead.",
         ) from exc
     return said.stdout.split()[2]
 
