@@ -80,20 +80,20 @@ def render(report: Report) -> str:
 
 def _lines(report: Report) -> Iterator[str]:
     machine, server = report["machine"], report["server"]
-    yield f"{machine['cores']} cores ({machine['cpu']}), shared by server and client; {machine['system']}"
+    yield f"- {machine['cores']} cores ({machine['cpu']}), shared by server and client; {machine['system']}"
     yield (
-        f"one page written for good in {machine['sync_ms']:.2f} ms on {machine['filesystem']}; "
+        f"- one page written for good in {machine['sync_ms']:.2f} ms on {machine['filesystem']}; "
         f"load {machine['load_before']} before, {machine['load_after']} after"
     )
     if machine["load_before"] > machine["cores"] / 2:
-        yield "WARNING: others were busy on this machine before it began, so the figures are rough; ratios suffer less"
+        yield "- WARNING: others were busy on this machine before it began: the figures are rough, and the ratios less so"
     settings = ", ".join(f"{name} {value}" for name, value in server["settings"].items())
-    yield f"PostgreSQL {server['version']}: {settings}"
+    yield f"- PostgreSQL {server['version']}: {settings}"
     libraries = ", ".join(f"{name} {version}" for name, version in report["libraries"].items() if version)
-    yield f"Python {machine['python']}: {libraries}"
+    yield f"- Python {machine['python']}: {libraries}"
     plan = report["plan"]
-    yield f"{plan['rounds']} rounds of {plan['seconds']} s, at most {plan['connections']} connections each"
-    yield from (f"SKIPPED: {row}: {reason}" for row, reason in report["skipped"].items())
+    yield f"- {plan['rounds']} rounds of {plan['seconds']} s, at most {plan['connections']} connections each"
+    yield from (f"- SKIPPED: {row}: {reason}" for row, reason in report["skipped"].items())
 
     yield from _table(report, "Sagas per second, and how many times those of python-cqrs's storage", _speed_cell)
     yield from _table(report, "Latency of a call in ms, p50 / p99", _latency_cell, of_call=True)
@@ -111,7 +111,7 @@ Cell: TypeAlias = Callable[[dict[str, Any]], str]
 def _table(report: Report, title: str, cell: Cell, *, of_call: bool = False) -> Iterator[str]:
     lines = [[title, *(f"{crowd} at a time" for crowd in report["crowds"])]]
     for row in report["rows"].values():
-        name = f"{row['title']}, per {row['call']}" if of_call else row["title"]
+        name = f"{row['title']} ({row['call']})" if of_call else row["title"]
         lines.append([name, *(cell(row["at"][str(crowd)]) for crowd in report["crowds"])])
     yield from _markdown(lines)
 

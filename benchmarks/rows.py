@@ -40,7 +40,7 @@ class Row:
 CALL, CHECKPOINT, ADVANCE, STEP = "call", "checkpoint", "advance of the engine", "step"
 
 ROWS = (
-    Row("cqrs", "python-cqrs: its storage, per call", "cqrs", CALL, peers.cqrs_storage),
+    Row("cqrs", "python-cqrs: its storage", "cqrs", CALL, peers.cqrs_storage),
     Row("cqrs-engine", "python-cqrs: its engine, its storage", "cqrs", ADVANCE, peers.cqrs_engine),
     Row("dbos", "DBOS: a workflow of 3 steps", "dbos", STEP, peers.dbos_workflow, needs="dbos"),
     Row("asyncpg", "hand-written: a statement per call", "saga_store", CALL, handwritten.statements),

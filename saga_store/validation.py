@@ -23,6 +23,9 @@ _FIRST_UNREADABLE_INT = 10**4300  # Python's own limit for reading an integer ba
 # Two characters to Python, which JSON would give back as one.
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_ACTIONS = get_args(StepAction)
+
 _Status = TypeVar("_Status", bound=StrEnum)
 
 
@@ -68,12 +71,12 @@ def valid_status(status: object) -> SagaStatus:
 def valid_step(step: object) -> LogStep:
     if not isinstance(step, LogStep):
         raise InvalidSagaDataError("steps", f"must hold LogStep objects, not {_show(step)}")
-    return LogStep(
-        valid_name("step_name", step.step_name),
-        _valid_action(step.action),
-        _member(SagaStepStatus, step.status),
-        None if step.details is None else valid_text("details", step.details),
-    )
+    name, action = valid_name("step_name", step.step_name), _valid_action(step.action)
+    status = _member(SagaStepStatus, step.status)
+    details = None if step.details is None else valid_text("details", step.details)
+    if name is step.step_name and action is step.action and status is step.status and details is step.details:
+        return step
+    return LogStep(name, action, status, details)
 
 
 def valid_version(expected_version: object) -> int | None:
@@ -101,7 +104,7 @@ def encode_context(context: object) -> str:
     """Return the context as JSON text in ASCII, which every storage keeps to the letter."""
     _check_context(context)
     try:
-        return json.dumps(context, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(context)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidSagaDataError("context", f"can't be written as JSON: {exc}") from exc
 
@@ -195,7 +198,7 @@ def _member(kind: type[_Status], value: object) -> _Status:
 
 
 def _valid_action(action: object) -> StepAction:
-    if isinstance(action, str) and action in get_args(StepAction):
+    if isinstance(action, str) and action in _ACTIONS:
         return cast("StepAction", str.__str__(action))
     raise InvalidSagaDataError("action", f"must be 'act' or 'compensate', not {_show(action)}")
 

@@ -86,7 +86,9 @@ class Write:
 
     def ages(self, now: float) -> tuple[float, ...]:
         """Return how many seconds ago each step was logged, given the monotonic clock's time."""
-        return tuple(now - moment for moment in self.logged_at) or (0.0,) * len(self.steps)
+        if not self.logged_at:
+            return (0.0,) * len(self.steps)
+        return tuple(now - moment for moment in self.logged_at)
 
 
 Outcome: TypeAlias = int | SagaStoreError
