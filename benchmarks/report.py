@@ -86,7 +86,7 @@ def _lines(report: Report) -> Iterator[str]:
         f"load {machine['load_before']} before, {machine['load_after']} after"
     )
     if machine["load_before"] > machine["cores"] / 2:
-        yield "- WARNING: others were busy on this machine before it began: the figures are rough, and the ratios less so"
+        yield "- WARNING: others were busy on this machine when it began: the figures are rough, the ratios less so"
     settings = ", ".join(f"{name} {value}" for name, value in server["settings"].items())
     yield f"- PostgreSQL {server['version']}: {settings}"
     libraries = ", ".join(f"{name} {version}" for name, version in report["libraries"].items() if version)
