@@ -65,9 +65,9 @@ def upgrade() -> None:
             name="ck_saga_executions_status",
         ),
         comment="Sagas: one row each, with its present state (saga-store)",
-        # Room on each page for the next version of its rows, so that updates stay HOT.
-        postgresql_with={"fillfactor": "80"},
     )
+    # Room on each page for the next version of its rows, so that updates stay HOT.
+    op.execute("ALTER TABLE saga_executions SET (fillfactor = 80)")
     op.create_index("ix_saga_executions_created_at", "saga_executions", ["created_at"])
     op.create_index(
         "ix_saga_executions_recovery",

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     CheckConstraint,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     String,
     Text,
     Uuid,
+    event,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -75,11 +77,12 @@ class SagaExecutionModel(Base):
         Index("ix_saga_executions_created_at", "created_at"),
         # What recovery scans: the living sagas only, by a column that never changes.
         Index("ix_saga_executions_recovery", "created_at", postgresql_where=_UNFINISHED),
-        {
-            "comment": "Sagas: one row each, with its present state (saga-store)",
-            "postgresql_with": {"fillfactor": "80"},
-        },
+        {"comment": "Sagas: one row each, with its present state (saga-store)"},
     )
+
+
+# SQLAlchemy 2.0 has no option for it.
+event.listen(Base.metadata, "after_create", DDL("ALTER TABLE saga_executions SET (fillfactor = 80)"))
 
 
 class SagaLogModel(Base):
