@@ -82,7 +82,8 @@ class SagaExecutionModel(Base):
 
 
 # SQLAlchemy 2.0 has no option for it.
-event.listen(Base.metadata, "after_create", DDL("ALTER TABLE saga_executions SET (fillfactor = 80)"))
+_FILLFACTOR = DDL("ALTER TABLE saga_executions SET (fillfactor = 80)")  # type: ignore[no-untyped-call] # SQLAlchemy's
+event.listen(Base.metadata, "after_create", _FILLFACTOR)
 
 
 class SagaLogModel(Base):
