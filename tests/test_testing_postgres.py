@@ -67,6 +67,8 @@ def goes_away(url: str) -> bool:
             socket.create_connection((address.host or "", address.port or 0)).close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:
+            continue  # taken by a server that was just dying
     return False
 
 
