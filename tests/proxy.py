@@ -36,6 +36,7 @@ class Proxy:
     cut: Cut | None = None
     let_pass: int = 0
     _answers_lost: set[asyncio.StreamWriter] = field(default_factory=set)
+    _clients: set[asyncio.StreamWriter] = field(default_factory=set)
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
@@ -52,11 +53,21 @@ class Proxy:
             server.close()
             await asyncio.gather(*proxy._serving)
 
+    def sever(self) -> None:
+        """Cut all connections, whatever they are at; the server may find out only when it answers."""
+        for client in self._clients:
+            client.transport.abort()
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._serving.add(asyncio.create_task(self._serve(reader, writer)))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection(self.host, self.target)
+        try:
+            server_reader, server_writer = await asyncio.open_connection(self.host, self.target)
+        except OSError:
+            writer.transport.abort()  # nobody listens there, for a restart say
+            return
+        self._clients.add(writer)
         back = asyncio.create_task(self._answers(server_reader, writer))
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await self._requests(reader, server_writer, writer)
@@ -69,6 +80,7 @@ class Proxy:
             end.close()
             with contextlib.suppress(ConnectionError):
                 await end.wait_closed()
+        self._clients.discard(writer)
 
     async def _requests(
         self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, client: asyncio.StreamWriter
