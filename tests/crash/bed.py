@@ -197,11 +197,20 @@ class Bed:
         self.server.start()  # in this thread: the server dies with the one that started it
         await asyncio.to_thread(self.server.wait_until_ready)
 
-    def administer(self, *statements: str) -> None:
-        """Run statements, exempt from what they set up for others."""
-        with psycopg.connect(self.url, autocommit=True, options="-c statement_timeout=0") as admin:
+    @asynccontextmanager
+    async def administrator(self) -> AsyncIterator[psycopg.AsyncConnection]:
+        """Connect past the proxies, exempt from what is set up for the clients.
+
+        Whoever waits for a lock here mustn't keep the proxies from working: its holder may need them to end.
+        """
+        connection = await psycopg.AsyncConnection.connect(self.url, autocommit=True, options="-c statement_timeout=0")
+        async with connection:
+            yield connection
+
+    async def administer(self, *statements: str) -> None:
+        async with self.administrator() as admin:
             for statement in statements:
-                admin.execute(statement.encode())
+                await admin.execute(statement.encode())
 
     async def finish(self) -> Record:
         """Let the clients end, kill the server a last time, and return what the clients noted."""

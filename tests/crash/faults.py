@@ -3,10 +3,8 @@
 import asyncio
 import random
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-
-import psycopg
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from tests.crash.bed import Bed, ClientProcess
 from tests.crash.journal import Answer
@@ -58,7 +56,7 @@ async def cut_before_answer(bed: Bed, rng: random.Random) -> None:
 
 async def cut_while_locked(bed: Bed, _: random.Random) -> None:
     """Cut all connections while their statements wait for a lock: they are executed later, beside their repetition."""
-    with _locked(bed):
+    async with _locked(bed):
         await asyncio.sleep(HOLD_SECONDS)
         for client in bed.clients:
             client.proxy.sever()
@@ -66,7 +64,7 @@ async def cut_while_locked(bed: Bed, _: random.Random) -> None:
 
 
 async def backends_terminated(bed: Bed, _: random.Random) -> None:
-    bed.administer(
+    await bed.administer(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < 0.5"
     )
@@ -81,14 +79,14 @@ async def pool_run_dry(bed: Bed, rng: random.Random) -> None:
 
 async def statements_timed_out(bed: Bed, rng: random.Random) -> None:
     before = bed.codes(STATEMENT_TIMED_OUT)
-    bed.administer(f"ALTER SYSTEM SET statement_timeout = '{rng.randint(1, 20)}ms'", "SELECT pg_reload_conf()")
+    await bed.administer(f"ALTER SYSTEM SET statement_timeout = '{rng.randint(1, 20)}ms'", "SELECT pg_reload_conf()")
     try:
         # Some time out while they wait, others in the middle of their work.
-        with _locked(bed):
+        async with _locked(bed):
             await asyncio.sleep(rng.uniform(0, HOLD_SECONDS))
         await _until_felt(bed, lambda: bed.codes(STATEMENT_TIMED_OUT) > before)
     finally:
-        bed.administer("ALTER SYSTEM RESET statement_timeout", "SELECT pg_reload_conf()")
+        await bed.administer("ALTER SYSTEM RESET statement_timeout", "SELECT pg_reload_conf()")
 
 
 async def disk_full(bed: Bed, _: random.Random) -> None:
@@ -132,11 +130,11 @@ def schedule(rng: random.Random, names: list[str], count: int) -> list[str]:
     return chosen
 
 
-@contextmanager
-def _locked(bed: Bed) -> Iterator[None]:
+@asynccontextmanager
+async def _locked(bed: Bed) -> AsyncIterator[None]:
     """Keep all writers waiting, and no reader."""
-    with psycopg.connect(bed.url, options="-c statement_timeout=0") as locking:
-        locking.execute("LOCK TABLE saga_executions IN SHARE ROW EXCLUSIVE MODE")
+    async with bed.administrator() as locking, locking.transaction():
+        await locking.execute("LOCK TABLE saga_executions IN SHARE ROW EXCLUSIVE MODE")
         yield
 
 
