@@ -64,8 +64,8 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server_reader, server_writer = await asyncio.open_connection(self.host, self.target)
-        except OSError:
-            writer.transport.abort()  # nobody listens there, for a restart say
+        except ConnectionError:  # the server is down
+            writer.transport.abort()
             return
         self._clients.add(writer)
         back = asyncio.create_task(self._answers(server_reader, writer))

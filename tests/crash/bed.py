@@ -23,6 +23,7 @@ from tests.crash.tables import AUDIT
 from tests.databases import ALEMBIC_INI
 from tests.proxy import Proxy
 
+ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 120
 POLL_SECONDS = 0.02
 # Without these an acknowledged write may be lost, and rightly so.
@@ -109,7 +110,7 @@ class ClientProcess:
         )
         with self._errors(name).open("wb") as errors:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.crash.client", json.dumps(asdict(setup)), stderr=errors
+                sys.executable, "-m", "tests.crash.client", json.dumps(asdict(setup)), stderr=errors, cwd=ROOT
             )
         self._tail = Tail(journal)
 
