@@ -13,32 +13,22 @@ What can be where, when something dies (c: client, s: server):
 
 import io
 import json
-import os
 from pathlib import Path
 
-import pytest
-
-from tests.crash.bed import Plan
+from tests.crash.bed import Plan, in_memory
 from tests.crash.faults import FAULTS
 from tests.crash.journal import Answer
 from tests.crash.report import summary
 from tests.crash.run import crash
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - a random folder in it
 # Each kind once or twice; the writes between two of them are counted, so that no speed is presumed.
 FAULT_COUNT = 14
 
 
-@pytest.fixture(scope="module")
-def shared_memory() -> Path | None:
-    """A file system where a sync is quick: SIGKILL takes no memory from the system, only power cuts do."""
-    return MEMORY if os.access(MEMORY, os.W_OK) else None
-
-
 class TestCrash:
-    async def test_no_fault_breaks_a_promise(self, shared_memory: Path | None, tmp_path: Path) -> None:
+    async def test_no_fault_breaks_a_promise(self, tmp_path: Path) -> None:
         """Of writes in flight while server, clients and connections die, each is as its caller was told."""
-        plan = Plan("make test", FAULT_COUNT, clients=2, tasks=6, writes=(5, 40), folder=shared_memory)
+        plan = Plan("make test", FAULT_COUNT, clients=2, tasks=6, writes=(5, 40), folder=in_memory())
         result = await crash(plan, io.StringIO())
 
         assert not result.failed(definite=False), summary(result)

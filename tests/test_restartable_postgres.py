@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from saga_store.testing.postgres import PostgresUnavailableError, RestartableServer, restartable
+from tests.crash.bed import in_memory, temporary_folder
 
 ENDS: dict[str, Callable[[RestartableServer], None]] = {
     "killed": lambda server: server.kill(),
@@ -18,8 +19,8 @@ ENDS: dict[str, Callable[[RestartableServer], None]] = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartableServer]:
-    with restartable(data=tmp_path_factory.mktemp("restartable")) as server:
+def server() -> Iterator[RestartableServer]:
+    with temporary_folder(in_memory()) as folder, restartable(data=folder) as server:
         yield server
 
 
@@ -77,10 +78,10 @@ class TestRestart:
 
             assert settings.fetchall() == [("on",), ("on",)]
 
-    def test_a_server_that_does_not_start_again_says_why(self, tmp_path: Path) -> None:
-        with restartable(data=tmp_path) as server:
+    def test_a_server_that_does_not_start_again_says_why(self) -> None:
+        with temporary_folder(in_memory()) as folder, restartable(data=folder) as server:
             server.kill()
-            (tmp_path / "cluster" / "global" / "pg_control").unlink()
+            (folder / "cluster" / "global" / "pg_control").unlink()
             server.start()
 
             with pytest.raises(PostgresUnavailableError, match="pg_control"):
