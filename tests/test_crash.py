@@ -13,12 +13,16 @@ What can be where, when something dies (c: client, s: server):
 
 import io
 import json
+import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.crash.bed import Plan, in_memory
-from tests.crash.faults import FAULTS
+from tests.crash.checker import Fault, Finding, Verdict
+from tests.crash.faults import FAULTS, schedule
 from tests.crash.journal import Answer
-from tests.crash.report import summary
+from tests.crash.report import Result, summary
 from tests.crash.run import crash
 
 # Each kind once or twice; the writes between two of them are counted, so that no speed is presumed.
@@ -38,3 +42,29 @@ class TestCrash:
         assert result.verdict.answers[Answer.REFUSED] > 0
         result.save(tmp_path / "latest.json")
         assert json.loads((tmp_path / "latest.json").read_text())["found"]["lost"] == 0
+
+
+class TestSchedule:
+    def test_each_fault_comes_up(self) -> None:
+        """Once at least, before any comes a second time by chance."""
+        drawn = schedule(random.Random(1), list(FAULTS), len(FAULTS) + 3)  # noqa: S311 - repeatable
+
+        assert set(drawn) == set(FAULTS)
+        assert len(drawn) == len(FAULTS) + 3
+
+
+class TestResult:
+    def test_any_finding_fails_the_run_and_is_shown(self) -> None:
+        result = made(findings=[Finding(Fault.LOST, "a", "save x")])
+
+        assert result.failed(definite=False)
+        assert "lost: save x" in summary(result)
+
+    def test_what_stayed_unknown_although_versioned_fails_it_where_that_is_asked_for(self) -> None:
+        assert not made(undecided=1).failed(definite=False)
+        assert made(undecided=1).failed(definite=True)
+        assert not made().failed(definite=True)
+
+
+def made(*, undecided: int = 0, findings: Sequence[Finding] = ()) -> Result:
+    return Result("seed", "PostgreSQL 18", {}, 4, 1.0, Counter(), [], Verdict(Counter(), undecided, findings))
