@@ -8,7 +8,6 @@ import abc
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -244,7 +243,7 @@ class SagaStorage(IRecoveryStorage):
             )
             # A refusal means that somebody else's write went through, so this comes to an end.
             with suppress(SagaConcurrencyError):
-                await self._write(replace(decide(saga), steps=(entry,), expected_version=saga.version))
+                await self._write(decide(saga)._replace(steps=(entry,), expected_version=saga.version))
                 return
 
     async def _write(self, write: Write) -> int:

@@ -113,7 +113,7 @@ ALLOWED = {
     "memory": {"storage", "write", "validation", "interface", "model", "errors"},
     "sqlalchemy": {"sqlalchemy", "storage", "write", "validation", "interface", "model", "errors"},
     "recovery": {"storage", "run", "model", "errors"},
-    "cqrs": {"interface", "storage", "run", "model", "errors"},
+    "cqrs": {"cqrs", "interface", "storage", "run", "validation", "model", "errors"},
     # The kit is a user of the public face.
     "testing": {"testing", "interface", "storage", "run", "model", "errors"},
     "__init__": {"memory", "storage", "run", "interface", "model", "errors"},
