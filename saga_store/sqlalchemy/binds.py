@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Engine, PoolProxiedConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import greenlet_spawn
 
 from saga_store.sqlalchemy.failures import READ_ONLY, is_lost, sqlstate
 from saga_store.sqlalchemy.liveness import Liveness
@@ -144,7 +144,7 @@ def _live_connection(engine: Engine) -> PoolProxiedConnection:
             # It has just been made, and so this comes to an end.
             pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
             return pooled
-        if liveness.is_quiet() or not await_only(liveness.has_died()):
+        if liveness.is_quiet():
             return pooled
         pooled.invalidate()
         pooled.close()

@@ -1,45 +1,31 @@
 """Whether a connection has died while it waited in the pool, found out without asking the server.
 
 A server that ends a connection says so, and closes it: then the socket has something to read, which nobody has asked
-for. (So has one of which the server changed a setting, say; to replace that connection does no harm.)
+for. So has one of which the server changed a setting, say; to replace that connection does no harm.
 """
 
-import asyncio
 import select
 from collections.abc import Callable
 from typing import Any
-
-# Turns of the event loop in which asyncpg gets to read what the server said and that it hung up; four are enough.
-_TURNS_TO_READ = 20
 
 
 class Liveness:
     """Watches one connection of a driver's, between its statements."""
 
     def __init__(self, driver: Any) -> None:  # noqa: ANN401 - asyncpg has no types
-        self._driver = driver
-        self._reads_by_itself = not hasattr(driver, "pgconn")  # asyncpg, whenever the event loop gets to it
-        if self._reads_by_itself:
+        pgconn = getattr(driver, "pgconn", None)
+        if pgconn is None:
             self._is_closed: Callable[[], bool] = driver.is_closed
             transport = driver._transport  # noqa: SLF001 - there is no public way to the socket
             self._is_readable = _poll(transport.get_extra_info("socket").fileno())
         else:
             self._is_closed = lambda: bool(driver.closed)
-            self._is_readable = _poll(driver.pgconn.socket)
+            self._is_readable = _poll(pgconn.socket)
 
     def is_quiet(self) -> bool:
         """Whether the server has neither said anything nor hung up; it takes less than a microsecond."""
+        # asyncpg reads by itself whenever the event loop gets to it, and then nothing is left in the socket.
         return not (self._is_closed() or self._is_readable())
-
-    async def has_died(self) -> bool:
-        """Whether a connection that isn't quiet is to be replaced."""
-        if not self._reads_by_itself:
-            return True
-        for _ in range(_TURNS_TO_READ):
-            if self._is_closed() or not self._is_readable():
-                break
-            await asyncio.sleep(0)
-        return self._is_closed()
 
 
 def _poll(descriptor: int) -> Callable[[], object]:
