@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Any, cast
@@ -30,6 +30,7 @@ from saga_store.sqlalchemy.statements import (
     CLAIM,
     EXHAUSTED,
     HISTORY,
+    HISTORY_PAGE,
     HOLDS,
     IN_DOUBT,
     REVISION,
@@ -41,7 +42,7 @@ from saga_store.sqlalchemy.statements import (
 )
 from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
 from saga_store.storage import SagaStorage
-from saga_store.validation import decode_context
+from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes
 from saga_store.write import Claim, Outcome, Write
 
 # PostgreSQL's codes: a table, column or schema isn't there.
@@ -64,15 +65,21 @@ class SqlAlchemySagaStorage(SagaStorage):
             ``postgresql+asyncpg`` or ``postgresql+psycopg``.
         group_commit: With an engine or a sessionmaker, let concurrent calls share statements (see
             ``group_commit``). Without, every call is a statement of its own.
+        max_context_bytes: How big a context may be as JSON text, in which what isn't ASCII is escaped; at most
+            512 MiB. A bigger one is refused with InvalidSagaDataError; one that is stored already can be read.
 
     Raises:
         TypeError: The bind is none of these.
+        InvalidSagaDataError: An impossible ``max_context_bytes``.
 
     A refused write (exists, missing, stale version, bad input) leaves a joined transaction usable. Any
     other error of the database aborts it, and the caller has to roll back.
     """
 
-    def __init__(self, bind: BindTarget, *, group_commit: bool = True) -> None:
+    def __init__(
+        self, bind: BindTarget, *, group_commit: bool = True, max_context_bytes: int = DEFAULT_MAX_CONTEXT_BYTES
+    ) -> None:
+        self._max_context_bytes = valid_max_context_bytes(max_context_bytes)
         self._bind = make_bind(bind)
         joins = isinstance(self._bind, JoinedBind)
         self._group = (
@@ -128,11 +135,10 @@ class SqlAlchemySagaStorage(SagaStorage):
         return _execution(*rows[0])
 
     async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
-        rows = await self._execute(HISTORY, {"saga_id": saga_id})
-        if not rows:
-            raise SagaNotFoundError(saga_id)
-        # A saga without history comes as one row of NULLs.
-        return [_log_entry(saga_id, *row) for row in rows if row[0] is not None]
+        return await self._fetch_entries(HISTORY, saga_id, {})
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        return await self._fetch_entries(HISTORY_PAGE, saga_id, {"after": after, "limit": limit})
 
     async def _fetch_stale(
         self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
@@ -145,9 +151,15 @@ class SqlAlchemySagaStorage(SagaStorage):
         return [_execution(*row) for row in await self._execute(EXHAUSTED, parameters)]
 
     async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
-        rows = await self._execute(IN_DOUBT, {"saga_id": saga_id})
+        return await self._fetch_entries(IN_DOUBT, saga_id, {})
+
+    async def _fetch_entries(
+        self, statement: Statement, saga_id: UUID, parameters: Mapping[str, object]
+    ) -> list[SagaLogEntry]:
+        rows = await self._execute(statement, {"saga_id": saga_id, **parameters})
         if not rows:
             raise SagaNotFoundError(saga_id)
+        # A saga without such entries comes as one row of NULLs.
         return [_log_entry(saga_id, *row) for row in rows if row[0] is not None]
 
     async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
