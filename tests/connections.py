@@ -37,5 +37,13 @@ async def until_blocked(database: Database) -> None:
                 await _one_turn()
 
 
+async def until_returned(engine: AsyncEngine) -> None:
+    """Wait until the pool has all its connections back, which a batch may be using after its callers have gone."""
+    assert isinstance(engine.pool, QueuePool)
+    async with asyncio.timeout(30):
+        while engine.pool.checkedout():
+            await _one_turn()
+
+
 async def _one_turn() -> None:
     await asyncio.sleep(0)
