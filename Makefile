@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench fmt check test migrations matrix build verify clean
+.PHONY: help setup demo bench fmt check test pgbouncer limits migrations matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,12 @@ check: $(READY) ## check format, lint and types
 
 test: $(READY) ## run the tests on a real PostgreSQL, in random order, and report branch coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+pgbouncer: $(READY) ## run the contract through PgBouncer, over all binds and drivers; needs the program pgbouncer
+	SAGA_STORE_TEST_PGBOUNCER=complete $(BIN)/pytest tests/test_pgbouncer.py $(ARGS)
+
+limits: $(READY) ## run the tests of limits at full size: contexts of 50 MB, histories of 100,000 entries
+	SAGA_STORE_TEST_LIMITS=complete $(BIN)/pytest tests/test_limits.py $(ARGS)
 
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
 	$(BIN)/pytest tests/test_migrations.py $(ARGS)

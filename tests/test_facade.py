@@ -97,6 +97,7 @@ class TestTyping:
             "list[SagaExecution]",
             "list[SagaLogEntry]",
             "sqlalchemy.ext.asyncio.session.AsyncSession",
+            "list[SagaLogEntry]",
             "Literal['act'] | Literal['compensate']",
         ]
 

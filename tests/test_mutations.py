@@ -51,6 +51,7 @@ from saga_store.testing import (
     CreationContract,
     FidelityContract,
     HistoryContract,
+    HistoryStreamContract,
     InDoubtContract,
     InterventionContract,
     IsolationContract,
@@ -117,7 +118,14 @@ class AgingTwin(Twin):
         return age
 
 
-class SoundTwin(AgingTwin, TransactionContract, CheckpointStorageContract, RecoveryStorageContract, LeaseContract):
+class SoundTwin(
+    AgingTwin,
+    TransactionContract,
+    CheckpointStorageContract,
+    RecoveryStorageContract,
+    HistoryStreamContract,
+    LeaseContract,
+):
     """The control: the whole kit on the twin as it is."""
 
 
@@ -699,6 +707,41 @@ class DoubtsByNameOnly(MemorySagaStorage):
         return [entry for entry in entries if entry.step_name not in undone]
 
 
+# Streams
+
+
+class RepeatsTheLastEntry(MemorySagaStorage):
+    """Begins each batch with the last entry of the one before."""
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        return await super()._fetch_history_page(saga_id, max(after - 1, 0) if limit > 1 else after, limit)
+
+
+class SkipsByCount(MemorySagaStorage):
+    """Takes the ids of entries for their numbers within the saga."""
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        return (await self._fetch_history(saga_id))[after : after + limit]
+
+
+class StreamsCommittedOnly(MemorySagaStorage):
+    """Streams over a connection of its own, which doesn't see the transaction."""
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        committed = type(self)(self.session._database)
+        return await super(StreamsCommittedOnly, committed)._fetch_history_page(saga_id, after, limit)
+
+
+class StreamsNothing(MemorySagaStorage):
+    """Takes a missing saga for one without history."""
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        try:
+            return await super()._fetch_history_page(saga_id, after, limit)
+        except SagaNotFoundError:
+            return []
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A broken twin, and the test of the kit that has to notice it."""
@@ -781,6 +824,10 @@ MUTANTS = (
     Mutant(RenewsNothing, LeaseContract, "test_commits_and_heartbeats_renew"),
     Mutant(KeepsLeases, InterventionContract, "test_breaking_a_lease"),
     Mutant(RecordsNothing, InterventionContract, "test_interventions_are_recorded[give_up_saga]"),
+    Mutant(RepeatsTheLastEntry, HistoryStreamContract, "test_stream_is_the_history"),
+    Mutant(SkipsByCount, HistoryStreamContract, "test_streams_are_apart"),
+    Mutant(StreamsCommittedOnly, HistoryStreamContract, "test_unit_streams_its_own_entries"),
+    Mutant(StreamsNothing, HistoryStreamContract, "test_missing_saga_has_no_stream"),
     Mutant(DoubtsByNameOnly, InDoubtContract, "test_other_steps_and_actions_settle_nothing"),
 )
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Engine, PoolProxiedConnection
@@ -11,6 +12,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from saga_store.sqlalchemy.failures import READ_ONLY, is_lost, sqlstate
 from saga_store.sqlalchemy.liveness import Liveness
+from saga_store.sqlalchemy.pooler import approved, check_pooler
 from saga_store.sqlalchemy.statements import Statement
 from saga_store.sqlalchemy.tables import SagaExecutionModel
 
@@ -62,6 +64,7 @@ class SessionmakerBind:
             attempt.joins = True
             async with session.begin():
                 connection = await session.connection(bind_arguments={"mapper": SagaExecutionModel})
+                await _check_pooler(connection)
                 attempt.engine, attempt.reached_connection = connection.engine, True
                 return (await connection.execute(statement.text, parameters)).all()
 
@@ -84,6 +87,7 @@ class JoinedBind:
             )
             _check_driver(connection.dialect.name, connection.dialect.driver)
             attempt.commits = await _in_autocommit(connection)
+            await _check_pooler(connection)
             attempt.engine, attempt.reached_connection = connection.engine, True
             return (await connection.execute(statement.text, parameters)).all()
 
@@ -99,6 +103,12 @@ def make_bind(target: BindTarget) -> Bind:
         f"SqlAlchemySagaStorage takes an AsyncEngine, async_sessionmaker, AsyncSession or AsyncConnection, not "
         f"{type(target).__name__}; make an engine with sqlalchemy.ext.asyncio.create_async_engine()"
     )
+
+
+async def _check_pooler(connection: AsyncConnection) -> None:
+    pool = connection.sync_engine.pool
+    if pool not in approved:
+        await check_pooler(pool, (await connection.get_raw_connection()).driver_connection)
 
 
 async def _in_autocommit(connection: AsyncConnection) -> bool:
@@ -158,6 +168,8 @@ def _execute_on_pool(engine: Engine, statement: Statement, parameters: Parameter
     before = connection.autocommit
     try:
         connection.autocommit = True
+        if engine.pool not in approved:
+            connection.run_async(partial(check_pooler, engine.pool))
         attempt.reached_connection = True
         rows: Rows = connection.run_async(lambda driver: fetch(driver, statement, parameters))
         connection.autocommit = before

@@ -68,6 +68,8 @@ class Executor:
         attempt = Attempt()
         try:
             return await self._bind.execute(statement, parameters, attempt)
+        except SagaStoreError:
+            raise  # the bind refused what it was bound to
         except Exception as exc:
             if isinstance(exc, TypeError) and attempt.engine is None:
                 raise  # the bind is of a kind that can't be used

@@ -2,6 +2,8 @@
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from saga_store.sqlalchemy.pooler import ADVICE
+
 READ_ONLY = "25006"
 
 # The server ended the connection; whether it had committed by then can't be told. A FATAL error that comes in place
@@ -17,6 +19,8 @@ _DISCONNECT_CODES = {
 }
 _CONNECTION_CLASS = "08"
 _TOO_MANY_CONNECTIONS = "53300"
+# A prepared statement that isn't there, or a name for one that is taken: the server's connection isn't ours alone.
+_POOLED_CODES = {"26000", "42P05"}
 
 
 def sqlstate(exc: BaseException) -> str | None:
@@ -50,4 +54,6 @@ def reason(exc: BaseException) -> str:
     """What the database or the driver said, without SQLAlchemy's wrapping and our statement."""
     wrapped = getattr(exc, "orig", None)
     said = (wrapped.__cause__ or wrapped) if wrapped else exc
-    return str(said).strip() or type(said).__name__
+    text = str(said).strip() or type(said).__name__
+    # The first line alone: asyncpg advises as well, in ten lines, and on its own functions.
+    return f"{text.splitlines()[0]}: {ADVICE}" if sqlstate(exc) in _POOLED_CODES else text

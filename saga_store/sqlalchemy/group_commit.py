@@ -36,7 +36,7 @@ MAX_WAITING_FOR_LOCKS = 4
 
 _LOCK_NOT_AVAILABLE = "55P03"
 # SQLSTATE classes of which no single write is guilty: smaller batches would fail alike.
-_NOBODYS_FAULT = ("08", "25", "28", "3D", "3F", "40", "42", "53", "57P", "58")
+_NOBODYS_FAULT = ("08", "25", "26", "28", "3D", "3F", "40", "42", "53", "57P", "58")
 
 Save: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome]]]
 SaveUnlocked: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome | None]]]

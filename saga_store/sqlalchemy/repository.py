@@ -1,7 +1,7 @@
 """The storage: its writes through ``saving``, its reads and claims as statements of their own."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -13,9 +13,19 @@ from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
 from saga_store.sqlalchemy.execution import Executor
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.sqlalchemy.saving import Saver
-from saga_store.sqlalchemy.statements import CLAIM, EXHAUSTED, HISTORY, HOLDS, IN_DOUBT, SAGA, STALE
+from saga_store.sqlalchemy.statements import (
+    CLAIM,
+    EXHAUSTED,
+    HISTORY,
+    HISTORY_PAGE,
+    HOLDS,
+    IN_DOUBT,
+    SAGA,
+    STALE,
+    Statement,
+)
 from saga_store.storage import SagaStorage
-from saga_store.validation import decode_context, valid_period
+from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes, valid_period
 from saga_store.write import Claim, Outcome, Write
 
 # A restart of the server is over by then; a failover often isn't.
@@ -40,16 +50,26 @@ class SqlAlchemySagaStorage(SagaStorage):
             ``update_status`` with ``expected_version``, runs). Then the true outcome is found out. Zero means
             never: every failure is raised, and every lost answer is UnknownOutcomeError. An attempt that has
             begun isn't cut short; for that, drivers have timeouts of their own.
+        max_context_bytes: How big a context may be as JSON text, in which what isn't ASCII is escaped; at most
+            512 MiB. A bigger one is refused with InvalidSagaDataError; one that is stored already can be read.
 
     Raises:
         TypeError: The bind is none of these.
-        InvalidSagaDataError: ``retry_for`` is no timedelta, or negative.
+        InvalidSagaDataError: ``retry_for`` is no timedelta, or negative; an impossible ``max_context_bytes``.
 
     A refused write (exists, missing, stale version, bad input) leaves a joined transaction usable. Any
     other error of the database aborts it, and the caller has to roll back.
     """
 
-    def __init__(self, bind: BindTarget, *, group_commit: bool = True, retry_for: timedelta = RETRY_FOR) -> None:
+    def __init__(
+        self,
+        bind: BindTarget,
+        *,
+        group_commit: bool = True,
+        retry_for: timedelta = RETRY_FOR,
+        max_context_bytes: int = DEFAULT_MAX_CONTEXT_BYTES,
+    ) -> None:
+        self._max_context_bytes = valid_max_context_bytes(max_context_bytes)
         self._bind = make_bind(bind)
         seconds = valid_period("retry_for", retry_for).total_seconds()
         joins = isinstance(self._bind, JoinedBind)
@@ -82,11 +102,10 @@ class SqlAlchemySagaStorage(SagaStorage):
         return _execution(*rows[0])
 
     async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
-        rows = await self._executor.execute(HISTORY, {"saga_id": saga_id})
-        if not rows:
-            raise SagaNotFoundError(saga_id)
-        # A saga without history comes as one row of NULLs.
-        return [_log_entry(saga_id, *row) for row in rows if row[0] is not None]
+        return await self._fetch_entries(HISTORY, saga_id, {})
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        return await self._fetch_entries(HISTORY_PAGE, saga_id, {"after": after, "limit": limit})
 
     async def _fetch_stale(
         self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
@@ -99,9 +118,15 @@ class SqlAlchemySagaStorage(SagaStorage):
         return [_execution(*row) for row in await self._executor.execute(EXHAUSTED, parameters)]
 
     async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
-        rows = await self._executor.execute(IN_DOUBT, {"saga_id": saga_id})
+        return await self._fetch_entries(IN_DOUBT, saga_id, {})
+
+    async def _fetch_entries(
+        self, statement: Statement, saga_id: UUID, parameters: Mapping[str, object]
+    ) -> list[SagaLogEntry]:
+        rows = await self._executor.execute(statement, {"saga_id": saga_id, **parameters})
         if not rows:
             raise SagaNotFoundError(saga_id)
+        # A saga without such entries comes as one row of NULLs.
         return [_log_entry(saga_id, *row) for row in rows if row[0] is not None]
 
     async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:

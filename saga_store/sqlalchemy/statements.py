@@ -181,6 +181,21 @@ WHERE e.id = :saga_id
 ORDER BY l.id
 """)
 
+# LATERAL, so that the limit is one of entries and a saga without any still gives a row.
+HISTORY_PAGE = Statement("""
+SELECT l.id, l.step_name, l.action, l.status, l.details, l.created_at
+FROM saga_executions e
+LEFT JOIN LATERAL (
+    SELECT *
+    FROM saga_logs
+    WHERE saga_id = e.id AND id > :after
+    ORDER BY id
+    LIMIT :limit
+) l ON TRUE
+WHERE e.id = :saga_id
+ORDER BY l.id
+""")
+
 # The status list stands as in the predicate of ix_saga_executions_recovery, which holds the living sagas only.
 STALE = Statement(f"""
 SELECT {_EXECUTION}
