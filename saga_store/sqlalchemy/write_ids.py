@@ -5,12 +5,13 @@ its last writes in the order in which they were written, so their versions never
 no higher version than the first that is kept. docs/ambiguous_commits.md has the argument.
 """
 
-import random
+import secrets
 from collections.abc import Sequence
 
 from saga_store.write import Write
 
 # So many bits that two writes which lead to one version of a saga never draw the same; with those of the version 63.
+# They are the operating system's, for an application may seed `random` alike in all its processes.
 RANDOM_BITS = 48
 VERSION_MASK = 0x7FFF
 
@@ -29,7 +30,7 @@ def new_write_id(write: Write) -> int | None:
     """Return an id for a write that expects a version; None for one that may be repeated anyway, or may not."""
     if write.expected_version is None or not (write.changes_row or write.steps):
         return None
-    return (leads_to(write) & VERSION_MASK) << RANDOM_BITS | random.getrandbits(RANDOM_BITS)
+    return (leads_to(write) & VERSION_MASK) << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
 
 
 def cannot_have_been_dropped(write: Write, found: int, recent: Sequence[int]) -> bool:
