@@ -20,6 +20,9 @@ from tests.proxy import Cut, Proxy
 WARM_UP = 8
 # For tests in which trying again has to succeed, however slow the machine is.
 PATIENT = timedelta(seconds=60)
+# For tests in which no attempt can succeed.
+BRIEFLY = timedelta(seconds=0.2)
+NEVER = timedelta(0)
 
 
 def step(name: str) -> LogStep:
@@ -103,3 +106,16 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def _a_moment() -> None:
     await asyncio.sleep(0.001)
+
+
+Write = Callable[[Scene], Awaitable[object]]
+
+
+async def change(scene: Scene) -> int:
+    return await scene.storage.save(
+        Checkpoint(scene.saga_id, context={"n": 1}, steps=[step("mine")], expected_version=1)
+    )
+
+
+async def log(scene: Scene) -> int:
+    return await scene.storage.save(Checkpoint(scene.saga_id, steps=[step("mine")], expected_version=1))

@@ -24,7 +24,7 @@ from tests.databases import Database
 from tests.proxy import Cut
 from tests.scene import PATIENT, Scene, step, until
 
-CUTS = int(os.environ.get("SAGA_STORE_TEST_CUTS", "20"))
+CUTS = int(os.environ.get("SAGA_STORE_TEST_CUTS", "10"))
 LOST = pytest.mark.parametrize("cut", [Cut.BEFORE_SENDING, Cut.BEFORE_ANSWER], ids=lambda cut: cut.name)
 
 
@@ -190,7 +190,7 @@ class TestManyCuts:
     ) -> None:
         """Connections are cut in every way, again and again, under writers who compete for sagas.
 
-        SAGA_STORE_TEST_CUTS says how often (20).
+        SAGA_STORE_TEST_CUTS says how often for each driver (10).
         """
         refused: set[str] = set()
         async with Scene.on(database, driver, retry_for=PATIENT) as scene:

@@ -35,14 +35,13 @@ from saga_store.sqlalchemy.tables import REVISION
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database
 from tests.proxy import Cut, Proxy
+from tests.scene import NEVER
 
 MakeEngine = Callable[..., AsyncEngine]
 
 STARTED = LogStep("reserve", "act", SagaStepStatus.STARTED)
 # More than the five executions after which psycopg prepares a statement.
 WARM_UP = 8
-# For `retry_for`; what it hides otherwise is in test_transient.py and test_ambiguous.py.
-NEVER = timedelta(0)
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])

@@ -39,11 +39,9 @@ from saga_store.testing.postgres.cluster import embedded
 from tests.connections import engine_on, until_blocked
 from tests.databases import ALEMBIC_INI, Database
 from tests.proxy import Cut, Proxy
-from tests.scene import PATIENT, Scene, until
+from tests.scene import BRIEFLY, NEVER, PATIENT, Scene, until
 
 MakeEngine = Callable[..., AsyncEngine]
-NEVER = timedelta(0)
-BRIEFLY = timedelta(seconds=0.2)
 POOLED = 5
 
 

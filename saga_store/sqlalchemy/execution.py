@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -29,15 +30,23 @@ _PASSING = {"40001", "40P01", READ_ONLY}
 _REVISION_TIMEOUT_SECONDS = 5
 
 
+class Retry(Enum):
+    """Whether a statement that failed may be sent again."""
+
+    SAFE = auto()
+    """Nothing was written, and the next attempt may fare better."""
+    IF_RECOGNISED = auto()
+    """It may have been executed, or be executed yet: only what the row recognises when it comes twice."""
+    NEVER = auto()
+    """No attempt would fare better; or it was in somebody else's transaction, which is gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a statement that failed means to its caller, and whether the next attempt may fare better.
-
-    ``passes`` is False wherever another attempt could write twice, or is somebody else's transaction.
-    """
+    """What a statement that failed means to its caller; ``error`` has its cause."""
 
     error: SagaStoreError
-    passes: bool
+    retry: Retry
 
 
 class Executor:
@@ -48,18 +57,23 @@ class Executor:
         self.retry_for = retry_for
 
     async def execute(
-        self,
-        statement: Statement,
-        parameters: Parameters,
-        *,
-        if_lost: UnknownOutcomeError | None = None,
-        retries: Retries | None = None,
+        self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
     ) -> Rows:
         """Return the rows; ``if_lost`` is raised if the connection dies in a statement that commits by itself."""
-        while isinstance(answer := await self.attempt(statement, parameters, if_lost=if_lost), Failure):
-            retries = retries or Retries(self.retry_for)
-            if not (answer.passes and await retries.pause()):
-                raise answer.error from answer.error.__cause__
+        answer = await self.settle(statement, parameters, if_lost=if_lost)
+        if isinstance(answer, Failure):
+            raise answer.error from answer.error.__cause__
+        return answer
+
+    async def settle(
+        self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
+    ) -> Rows | Failure:
+        """Try as long as that is safe and there is time."""
+        answer = await self.attempt(statement, parameters, if_lost=if_lost)
+        if isinstance(answer, Failure):
+            retries = Retries(self.retry_for)
+            while isinstance(answer, Failure) and answer.retry is Retry.SAFE and await retries.pause():
+                answer = await self.attempt(statement, parameters, if_lost=if_lost)
         return answer
 
     async def attempt(
@@ -79,19 +93,25 @@ class Executor:
 
 
 async def _failure(exc: Exception, attempt: Attempt, if_lost: UnknownOutcomeError | None) -> Failure:
-    is_ours = not attempt.joins
-    if isinstance(exc, PoolTimeoutError):
-        return Failure(_exhausted_pool(exc), passes=False)
     if not attempt.reached_connection:
-        # Drivers fail to connect in ways of their own; in none of them has anything been sent.
-        error = StorageUnavailableError(f"couldn't get a connection: {reason(exc)}", sqlstate(exc))
-        return Failure(error, passes=is_ours and cannot_connect_now(exc))
-    if is_lost(exc):
+        error, may_pass = _no_connection(exc), cannot_connect_now(exc)
+    elif is_lost(exc):
         if if_lost and attempt.commits:
-            return Failure(if_lost, passes=False)
-        error = StorageUnavailableError(f"the connection was lost: {reason(exc)}", sqlstate(exc))
-        return Failure(error, passes=is_ours)
-    return Failure(await _refusal(exc, attempt), passes=is_ours and sqlstate(exc) in _PASSING)
+            return Failure(if_lost, Retry.NEVER if attempt.joins else Retry.IF_RECOGNISED)
+        error, may_pass = StorageUnavailableError(f"the connection was lost: {reason(exc)}", sqlstate(exc)), True
+    else:
+        error, may_pass = await _refusal(exc, attempt), sqlstate(exc) in _PASSING
+    return Failure(error, Retry.SAFE if may_pass and not attempt.joins else Retry.NEVER)
+
+
+def _no_connection(exc: Exception) -> SagaStoreError:
+    """Drivers fail to connect in ways of their own; in none of them has anything been sent."""
+    if isinstance(exc, PoolTimeoutError):
+        return StorageUnavailableError(
+            f"no connection of the engine's pool became free in time: {reason(exc)}; give the engine a larger "
+            "pool_size or a longer pool_timeout, and see to it that connections are given back"
+        )
+    return StorageUnavailableError(f"couldn't get a connection: {reason(exc)}", sqlstate(exc))
 
 
 async def _refusal(exc: Exception, attempt: Attempt) -> SagaStoreError:
@@ -108,13 +128,6 @@ async def _refusal(exc: Exception, attempt: Attempt) -> SagaStoreError:
             code,
         )
     return StorageUnavailableError(reason(exc), code)
-
-
-def _exhausted_pool(exc: PoolTimeoutError) -> StorageUnavailableError:
-    return StorageUnavailableError(
-        f"no connection of the engine's pool became free in time: {reason(exc)}; give the engine a larger pool_size "
-        "or a longer pool_timeout, and see to it that connections are given back"
-    )
 
 
 async def _read_revision(engine: AsyncEngine) -> str | None:

@@ -20,24 +20,26 @@ from saga_store.errors import (
     UnknownOutcomeError,
 )
 from saga_store.model import SagaStatus, SagaStepStatus
-from saga_store.sqlalchemy.execution import Executor, Failure
+from saga_store.sqlalchemy.execution import Executor, Failure, Retry
 from saga_store.sqlalchemy.retries import Retries
 from saga_store.sqlalchemy.statements import RECENT_WRITES, SAVE, SAVE_AGAIN, SAVE_UNLOCKED, Statement
 from saga_store.sqlalchemy.write_ids import cannot_have_been_dropped, leads_to, new_write_id
 from saga_store.write import Outcome, Write
-
-_LOCK_NOT_AVAILABLE = "55P03"
 
 _Judged = TypeVar("_Judged", Outcome, Outcome | None)
 
 
 @dataclass(slots=True)
 class _Sent:
-    """A write that expects a version and may have been written; the outcome is None as long as it isn't known."""
+    """A write that may have been written; ``is_open`` as long as another attempt may tell its outcome."""
 
     write: Write
     write_id: int | None
+    is_open: bool
     outcome: Outcome | None = None
+
+    def decide(self, outcome: Outcome | None) -> None:
+        self.outcome, self.is_open = outcome, False
 
 
 class Saver:
@@ -64,24 +66,25 @@ class Saver:
         self, statement: Statement, writes: Sequence[Write], judge: Callable[[Write, Sequence[Any]], _Judged]
     ) -> Sequence[_Judged]:
         ids = [new_write_id(write) for write in writes] if self._resolves else [None] * len(writes)
-        retries = Retries(self._executor.retry_for)
         lost = UnknownOutcomeError(writes[0].saga_id)
-        try:
-            rows = await self._executor.execute(statement, _save_parameters(writes, ids), if_lost=lost, retries=retries)
-        except UnknownOutcomeError:
-            if not (self._resolves and any(write.expected_version is not None for write in writes)):
-                raise
-            return await self._resolve(writes, ids, lost, retries)
-        return [judge(write, row) for write, row in zip(writes, sorted(rows, key=itemgetter(0)), strict=True)]
+        answer = await self._executor.settle(statement, _save_parameters(writes, ids), if_lost=lost)
+        if isinstance(answer, Failure):
+            if answer.retry is Retry.IF_RECOGNISED and self._resolves:
+                return await self._resolve(writes, ids, lost)
+            raise answer.error from answer.error.__cause__
+        return [judge(write, row) for write, row in zip(writes, sorted(answer, key=itemgetter(0)), strict=True)]
 
     async def _resolve(
-        self, writes: Sequence[Write], ids: Sequence[int | None], lost: UnknownOutcomeError, retries: Retries
+        self, writes: Sequence[Write], ids: Sequence[int | None], lost: UnknownOutcomeError
     ) -> list[Outcome]:
-        sent = [_Sent(write, write_id) for write, write_id in zip(writes, ids, strict=True)]
-        undecided = [one for one in sent if one.write.expected_version is not None]
-        while undecided and await retries.pause():
-            await self._write_again(undecided)
-            undecided = [one for one in undecided if one.outcome is None]
+        """Return the true outcomes, and UnknownOutcomeError for what expects no version or wasn't clear in time."""
+        retries = Retries(self._executor.retry_for)
+        sent = [
+            _Sent(write, write_id, is_open=write.expected_version is not None)
+            for write, write_id in zip(writes, ids, strict=True)
+        ]
+        while (still_open := [one for one in sent if one.is_open]) and await retries.pause():
+            await self._write_again(still_open)
         return [_unknown(one.write, lost) if one.outcome is None else one.outcome for one in sent]
 
     async def _write_again(self, sent: Sequence[_Sent]) -> None:
@@ -90,7 +93,8 @@ class Saver:
         parameters = _save_parameters(writes, [one.write_id for one in sent])
         rows = await self._executor.attempt(SAVE_AGAIN, parameters, if_lost=UnknownOutcomeError(writes[0].saga_id))
         if isinstance(rows, Failure):
-            if len(sent) > 1 and _is_one_writes_fault(rows):
+            if len(sent) > 1 and rows.retry is Retry.NEVER:
+                # It may be for one write's sake, or for a saga that somebody is creating just now.
                 middle = len(sent) // 2
                 await self._write_again(sent[:middle])
                 await self._write_again(sent[middle:])
@@ -98,7 +102,7 @@ class Saver:
         refused = []
         for one, (_, written, _, _, _, is_there) in zip(sent, sorted(rows, key=itemgetter(0)), strict=True):
             if written is not None:
-                one.outcome = cast("int", written)
+                one.decide(cast("int", written))
             elif one.write.creates or not is_there:
                 refused.append(one)  # the others are locked: perhaps by the first attempt
         if refused:
@@ -113,33 +117,27 @@ class Saver:
         found = {saga_id.int: (version, recent or ()) for saga_id, version, recent in rows}
         for one in refused:
             if one.write.saga_id.int in found:
-                one.outcome = _verdict(one, *found[one.write.saga_id.int])
+                _judge(one, *found[one.write.saga_id.int])
 
 
-def _verdict(sent: _Sent, version: int, recent: Sequence[int]) -> Outcome | None:
-    write, expected = sent.write, cast("int", sent.write.expected_version)
-    if sent.write_id in recent:
-        return leads_to(write)
-    if version <= expected:
-        return None  # the first attempt, if it is under way still, could yet succeed
-    if sent.write_id is not None and not cannot_have_been_dropped(write, version, recent):
-        return UnknownOutcomeError(write.saga_id)
-    if write.creates:
-        return SagaAlreadyExistsError(write.saga_id)
-    return SagaConcurrencyError(write.saga_id, expected, version)
+def _judge(refused: _Sent, version: int, recent: Sequence[int]) -> None:
+    write, expected = refused.write, cast("int", refused.write.expected_version)
+    if refused.write_id in recent:
+        refused.decide(leads_to(write))
+    elif version <= expected:
+        return  # the first attempt, if it is under way still, could yet succeed
+    elif refused.write_id is not None and not cannot_have_been_dropped(write, version, recent):
+        refused.decide(None)  # no attempt will ever tell
+    elif write.creates:
+        refused.decide(SagaAlreadyExistsError(write.saga_id))
+    else:
+        refused.decide(SagaConcurrencyError(write.saga_id, expected, version))
 
 
 def _unknown(write: Write, lost: UnknownOutcomeError) -> UnknownOutcomeError:
     own = UnknownOutcomeError(write.saga_id)
     own.__cause__ = lost.__cause__
     return own
-
-
-def _is_one_writes_fault(failure: Failure) -> bool:
-    """Whether smaller statements might succeed in part: nothing that passes, nor a lock, nor a lost connection."""
-    if failure.passes or isinstance(failure.error, UnknownOutcomeError):
-        return False
-    return getattr(failure.error, "sqlstate", None) != _LOCK_NOT_AVAILABLE
 
 
 def _save_parameters(writes: Sequence[Write], ids: Sequence[int | None]) -> dict[str, object]:
