@@ -10,13 +10,12 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "saga_store_0003"
-down_revision: str | None = "saga_store_0001"
+down_revision: str | None = "saga_store_0002"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 
 def upgrade() -> None:
-    _wait_briefly()
     op.add_column(
         "saga_executions",
         sa.Column(
@@ -29,10 +28,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    _wait_briefly()
     op.drop_column("saga_executions", "recent_writes")
-
-
-def _wait_briefly() -> None:
-    # While it waits for the table, everybody else waits behind it.
-    op.execute("SET LOCAL lock_timeout = '2s'")
