@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench fmt check test migrations matrix build verify clean
+.PHONY: help setup demo bench fmt check test fuzz migrations matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ check: $(READY) ## check format, lint and types
 test: $(READY) ## run the tests on a real PostgreSQL, in random order, and report branch coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
 
+fuzz: $(READY) ## compare PostgreSQL with the twin in memory, 2,000 random schedules of 50 steps; takes ten minutes
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
 	$(BIN)/pytest tests/test_migrations.py $(ARGS)
 
@@ -77,5 +80,5 @@ verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) test
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-* .demo .bench build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .demo .bench .fuzz build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

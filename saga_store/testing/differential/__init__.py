@@ -6,5 +6,6 @@ from saga_store.testing.differential.contract import (
     find_difference,
 )
 from saga_store.testing.differential.machine import Tally
+from saga_store.testing.differential.world import Opener
 
-__all__ = ["DifferentialContract", "Tally", "TransactionDifferentialContract", "find_difference"]
+__all__ = ["DifferentialContract", "Opener", "Tally", "TransactionDifferentialContract", "find_difference"]

@@ -50,31 +50,31 @@ class Eyes:
     def see(self, result: Result) -> str:
         """Tell a result: values with their types and the order of their keys, exceptions with their facts."""
         if isinstance(result, InvalidSagaDataError):
-            return f"InvalidSagaDataError(field={result.field!r})"  # the reason is for people
-        if isinstance(result, SagaStoreError):
+            seen = f"InvalidSagaDataError(field={result.field!r})"  # the reason is for people
+        elif isinstance(result, SagaStoreError):
             facts = [f"{name}={self.see(fact)}" for name, fact in vars(result).items()]
-            return f"{type(result).__name__}({', '.join(facts)})"
-        if isinstance(result, SagaLogEntry):
-            return self._see_fields(result, without="id")
-        if is_dataclass(result) and not isinstance(result, type):
-            return self._see_fields(result)
-        if isinstance(result, UUID):
-            return self.names.get(result, str(result)) if type(result) is UUID else repr(type(result))
-        if isinstance(result, datetime):
-            return self._see_time(result)
-        if type(result) in {list, tuple}:
-            return self._see_sequence(result)  # type: ignore[arg-type] # of either type, and of no subclass
-        return repr(result)
+            seen = f"{type(result).__name__}({', '.join(facts)})"
+        elif is_dataclass(result) and not isinstance(result, type):
+            seen = self._see_fields(result)
+        elif type(result) is UUID:
+            seen = self.names.get(result, str(result))
+        elif isinstance(result, datetime):
+            seen = self._see_time(result)
+        elif isinstance(result, list | tuple):
+            seen = self._see_sequence(result)
+        else:
+            seen = repr(result)
+        return seen
 
     def ours(self, sagas: list[SagaExecution]) -> list[SagaExecution]:
         """Return those that belong to this schedule."""
         return [saga for saga in sagas if saga.id in self.names]
 
-    def _see_fields(self, value: object, *, without: str = "") -> str:
+    def _see_fields(self, value: object) -> str:
         shown = [
             f"{field.name}={self.see(getattr(value, field.name))}"
             for field in fields(value)  # type: ignore[arg-type] # a dataclass, says the caller
-            if field.name != without
+            if (type(value), field.name) != (SagaLogEntry, "id")  # from a sequence, in which rollbacks leave gaps
         ]
         return f"{type(value).__name__}({', '.join(shown)})"
 

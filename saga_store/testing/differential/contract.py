@@ -47,7 +47,7 @@ async def find_difference(  # noqa: PLR0913 - how much to try, all keywords
 
     await asyncio.to_thread(
         run_state_machine_as_test,
-        machine,
+        machine,  # type: ignore[arg-type] # anything that makes a machine, says its documentation
         settings=settings(
             max_examples=schedules,
             stateful_step_count=steps,
@@ -95,9 +95,7 @@ class DifferentialContract(_Budget, AgingContract):
 class TransactionDifferentialContract(_Budget, TransactionalContract, AgingContract):
     """For storages that join a transaction of the caller's: override ``transaction`` and ``age``."""
 
-    async def test_its_transactions_answer_as_its_twins(
-        self, transaction: Transactions[SagaStorage], age: Age
-    ) -> None:
+    async def test_its_transactions_answer_as_its_twins(self, transaction: Transactions[SagaStorage], age: Age) -> None:
         """Two transactions at a time, committed and rolled back in any order, answer and leave what the twin's do."""
         tried = await find_difference(
             transaction, age, joins=True, schedules=self.schedules, steps=self.steps, start=self.start

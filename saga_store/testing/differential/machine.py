@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from operator import methodcaller
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
@@ -15,7 +16,7 @@ from saga_store.model import SagaExecution
 from saga_store.storage import SagaStorage
 from saga_store.testing.claim import Age
 from saga_store.testing.differential.comparison import Result, any_result_of, result_of, short
-from saga_store.testing.differential.strategies import OWN_NAMES, SAGAS
+from saga_store.testing.differential.strategies import OWN_NAMES, PRESENT, SAGAS
 from saga_store.testing.differential.world import Opener, Twin, World, world
 
 # All that is stored is compared after so many steps, and at the end.
@@ -81,9 +82,11 @@ class DifferentialMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """Open both worlds."""
+        """Open both worlds, and create two sagas of one name and one of another."""
         self.arena.tally.schedules += 1
         self.arena.run(self._open())
+        names = {self.ids[saga]: self.name(OWN_NAMES[saga // 2]) for saga in range(PRESENT)}
+        self.both(lambda world: world.populate(names))
         self._goes_on = True
 
     @invariant()
@@ -134,7 +137,7 @@ class DifferentialMachine(RuleBasedStateMachine):
     def compare_everything(self) -> None:
         """Compare what is committed of every saga: its row, its history, its doubts, and whether it has changed."""
         for saga_id in self.ids:
-            self.both(lambda world, saga_id=saga_id: world.look(saga_id))
+            self.both(methodcaller("look", saga_id))
 
     def write(
         self, who: int, saga: int, call: Callable[[SagaStorage, UUID], Awaitable[object]], *, creates: bool = False
@@ -164,10 +167,8 @@ class DifferentialMachine(RuleBasedStateMachine):
         """Leave whatever is open, at the end of the schedule."""
         self.settle()
 
-    def name(self, drawn: Any) -> Any:  # noqa: ANN401 - bad names may be anything
-        """Return a name that this schedule alone has, for a good one; a bad one is given back."""
-        if drawn not in OWN_NAMES:
-            return drawn
+    def name(self, drawn: str) -> str:
+        """Return a name that no other schedule has."""
         own = f"{drawn} \N{GRINNING FACE}'\"\\ {self.ids[0]}"
         return own.ljust(255, "x") if drawn == "long" else own
 

@@ -10,44 +10,52 @@ from saga_store.testing.differential.machine import DifferentialMachine
 from saga_store.testing.differential.world import World
 
 _verbs = st.sampled_from(["give_up_saga", "reset_recovery_attempts", "break_lease"])
+_stale = st.fixed_dictionaries(
+    {"stale_after": draw.durations, "limit": draw.limits, "name": draw.filters, "max_attempts": draw.max_attempts}
+)
+_exhausted = st.fixed_dictionaries({"limit": draw.limits, "name": draw.filters, "max_attempts": draw.max_attempts})
+_claim = st.fixed_dictionaries(
+    {
+        "owner": draw.owners,
+        "lease": draw.leases,
+        "limit": draw.limits,
+        "stale_after": draw.durations,
+        "name": draw.filters,
+    },
+    optional={
+        "max_attempts": draw.max_attempts,
+        "backoff": draw.durations,
+        "max_backoff": draw.durations,
+    },
+)
+_ENOUGH = 2**31 - 1
 
 
 class RecoveryRules(DifferentialMachine):
-    @rule(
-        who=draw.actors,
-        owner=draw.owners,
-        lease=draw.leases,
-        limit=draw.limits,
-        stale_after=draw.durations,
-        name=draw.any_names,
-        max_attempts=draw.max_attempts,
-        backoff=draw.durations,
-        max_backoff=draw.durations,
-    )
-    def claim(self, who: int, limit: Any, name: Any, **drawn: Any) -> None:  # noqa: ANN401 - bad input may be anything
-        asked = {"limit": draw.enough_for(name, limit), "name": self.name(name), **drawn}
+    @rule(who=draw.actors, asked=_claim)
+    def claim(self, who: int, asked: dict[str, Any]) -> None:
+        claimed = self._list(who, "claim_sagas", asked)
+        for saga in claimed if isinstance(claimed, list) else ():
+            self.wrote(who, self.ids.index(saga.id), saga.version)
 
-        async def claim(world: World) -> object:
-            return world.eyes.ours(await world.storage(who).claim_sagas(**asked))
+    @rule(who=draw.actors, asked=_stale)
+    def find_stale(self, who: int, asked: dict[str, Any]) -> None:
+        self._list(who, "find_stale_sagas", asked)
 
-        claimed = self.both(claim)
-        if isinstance(claimed, list):
-            for saga in claimed:
-                self.wrote(who, self.ids.index(saga.id), saga.version)
-
-    @rule(who=draw.actors, limit=draw.limits, name=draw.any_names, max_attempts=draw.max_attempts)
-    def find_exhausted(self, who: int, limit: Any, name: Any, max_attempts: Any) -> None:  # noqa: ANN401 - as above
-        asked = {"limit": draw.enough_for(name, limit), "name": self.name(name), "max_attempts": max_attempts}
-
-        async def find(world: World) -> object:
-            return world.eyes.ours(await world.storage(who).find_exhausted_sagas(**asked))
-
-        self.both(find)
+    @rule(who=draw.actors, asked=_exhausted)
+    def find_exhausted(self, who: int, asked: dict[str, Any]) -> None:
+        self._list(who, "find_exhausted_sagas", asked)
 
     @rule(who=draw.actors, saga=draw.sagas, verb=_verbs, by=draw.people, reason=draw.reasons)
-    def intervene(self, who: int, saga: int, verb: str, by: Any, reason: Any) -> None:  # noqa: ANN401, PLR0913, PLR0917 - as in the contract
+    def intervene(self, who: int, saga: int, verb: str, by: str, reason: str) -> None:
         self.write(who, saga, lambda storage, saga_id: getattr(storage, verb)(saga_id, by=by, reason=reason))
 
-    @rule(who=draw.actors, saga=draw.sagas)
-    def ask_what_is_in_doubt(self, who: int, saga: int) -> None:
-        self.both(lambda world: world.storage(who).get_in_doubt_steps(self.ids[saga]))
+    def _list(self, who: int, method: str, asked: dict[str, Any]) -> object:
+        """Ask for sagas, and compare those that are this schedule's, which others' mustn't crowd out."""
+        name = asked["name"] and self.name(asked["name"])
+        limit = asked["limit"] if name or not asked["limit"] else _ENOUGH
+
+        async def ask(world: World) -> object:
+            return world.eyes.ours(await getattr(world.storage(who), method)(**asked | {"name": name, "limit": limit}))
+
+        return self.both(ask)

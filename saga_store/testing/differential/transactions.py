@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from operator import methodcaller
 from typing import Any
 
 from hypothesis import strategies as st
@@ -11,25 +12,24 @@ from saga_store.errors import SagaConcurrencyError, SagaLeasedError
 from saga_store.model import Checkpoint
 from saga_store.testing.differential import strategies as draw
 from saga_store.testing.differential.comparison import Result
-from saga_store.testing.differential.machine import DifferentialMachine
 from saga_store.testing.differential.recovery import RecoveryRules
 from saga_store.testing.differential.runs import RunRules
-from saga_store.testing.differential.world import ACTORS, World, everything_of
+from saga_store.testing.differential.world import ACTORS, World
 from saga_store.testing.differential.writes import WriteRules
 
 _HOUR = timedelta(hours=1)
 
-_checkpoints = st.dictionaries(draw.sagas, st.tuples(st.none() | draw.any_names, draw.changes), min_size=2, max_size=4)
+_checkpoints = st.dictionaries(draw.sagas, st.tuples(draw.filters, draw.changes), min_size=2, max_size=4)
 
 
 class OwningMachine(WriteRules, RecoveryRules, RunRules):
     """For storages that commit each call by themselves."""
 
     @rule(who=draw.actors, writes=_checkpoints)
-    def save_together(self, who: int, writes: dict[int, tuple[Any, dict[str, Any]]]) -> None:
+    def save_together(self, who: int, writes: dict[int, tuple[str | None, dict[str, Any]]]) -> None:
         """Save checkpoints of several sagas at the same time."""
         checkpoints = [
-            Checkpoint(self.ids[saga], name=self.name(name), **changes)
+            Checkpoint(self.ids[saga], name=name and self.name(name), **changes)
             for saga, (name, changes) in sorted(writes.items())
         ]
 
@@ -81,7 +81,7 @@ class JoiningMachine(WriteRules, RecoveryRules, RunRules):
         super().compare_everything()
         for who in range(ACTORS):
             for saga_id in self.ids:
-                self.both(lambda world, who=who, saga_id=saga_id: everything_of(world.storage(who), saga_id))
+                self.both(methodcaller("look_as", who, saga_id))
 
     def settle(self) -> None:
         for who in range(ACTORS):

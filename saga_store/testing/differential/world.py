@@ -63,12 +63,21 @@ class World:
             return False
         return True
 
+    async def look_as(self, who: int, saga_id: UUID) -> object:
+        """Return what somebody sees of a saga who may have written what isn't committed yet."""
+        return await everything_of(self.storage(who), saga_id)
+
     async def look(self, saga_id: UUID) -> object:
         """Return what is committed of a saga, and whether it has changed since the last look."""
         saga, *rest = await everything_of(self._observer[0], saga_id)
         before = self._changed.get(saga_id, saga.updated_at)
         self._changed[saga_id] = saga.updated_at
         return saga, *rest, _direction(before, saga.updated_at)
+
+    async def populate(self, names: Mapping[UUID, str]) -> None:
+        for saga_id, name in names.items():
+            await self.storage(0).create_saga(saga_id, name, {})
+        await self.commit(0)
 
     async def finish(self, saga_ids: Sequence[UUID]) -> None:
         """Leave nothing behind that a later schedule would claim."""
