@@ -194,8 +194,8 @@ def line(figures: dict[str, Any]) -> str:
     """The line that docs/reliability.md quotes."""
     return (
         f"`make fuzz`: {figures['schedules']:,} schedules, {figures['steps']:,} steps, over {len(figures['binds'])} "
-        f"binds: {len(figures['differences'])} differences (PostgreSQL {figures['postgresql']}, seed {figures['seed']}, "
-        f"{figures['when'][:10]})"
+        f"binds: {len(figures['differences'])} differences (PostgreSQL {figures['postgresql']}, "
+        f"seed {figures['seed']}, {figures['when'][:10]})"
     )
 
 
@@ -214,9 +214,8 @@ def main() -> int:
     LATEST.write_text(json.dumps(figures, indent=1))
     say("")
     for bind, tried in figures["binds"].items():
-        say(
-            f"{bind:<22}{tried['schedules']:>6,} schedules {tried['steps']:>8,} steps {tried['differences']:>3} differences"
-        )
+        counts = f"{tried['schedules']:>6,} schedules {tried['steps']:>8,} steps {tried['differences']:>3} differences"
+        say(f"{bind:<22}{counts}")
     say(f"\n{line(figures)}\nall figures: {LATEST}")
     return 1 if figures["differences"] else 0
 

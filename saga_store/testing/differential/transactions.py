@@ -71,7 +71,9 @@ class JoiningMachine(WriteRules, RecoveryRules, RunRules):
     def wrote(self, who: int, saga: int, result: Result, *, creates: bool = False) -> None:
         if isinstance(result, Exception) and not isinstance(result, SagaConcurrencyError | SagaLeasedError):
             return
-        if self._holders.setdefault(saga, who) == who and creates:
+        # Whoever has got the lock holds it; that somebody else was taken to hold it was caution.
+        self._holders[saga] = who
+        if creates:
             self._born.add(saga)
 
     def is_locked(self, saga: int) -> bool:
