@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench fmt check test pgbouncer limits migrations fingerprints matrix build verify clean
+.PHONY: help setup demo bench fmt check test fuzz pgbouncer limits migrations fingerprints matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ pgbouncer: $(READY) ## run the contract through PgBouncer, over all binds and dr
 limits: $(READY) ## run the tests of limits at full size: contexts of 50 MB, histories of 100,000 entries
 	SAGA_STORE_TEST_LIMITS=complete $(BIN)/pytest tests/test_limits.py $(ARGS)
 
+fuzz: $(READY) ## compare PostgreSQL with the twin in memory, 2,000 random schedules of 50 steps; takes ten minutes
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
 	$(BIN)/pytest tests/test_migrations*.py tests/test_schema*.py $(ARGS)
 
@@ -86,5 +89,5 @@ verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) test
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-* .demo .bench build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .demo .bench .fuzz build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
