@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench fmt check test fuzz pgbouncer limits migrations fingerprints matrix build verify clean
+.PHONY: help setup demo bench fmt check test crash fuzz pgbouncer limits migrations fingerprints matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ $(BENCH_READY): pyproject.toml $(READY)
 	$(PYTHON) -m venv --clear $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --disable-pip-version-check --no-input --quiet --editable '.[bench]'
 	@touch $@
+
+crash: $(READY) ## kill the server and its clients, cut connections, and check what became of every write; minutes
+	@$(BIN)/python -m tests.crash $(ARGS)
 
 fmt: $(READY) ## format, and fix what can be fixed
 	$(BIN)/ruff format
@@ -89,5 +92,5 @@ verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) test
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-* .demo .bench .fuzz build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .demo .bench .crash .fuzz build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

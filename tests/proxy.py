@@ -45,6 +45,7 @@ class Proxy:
     _delivery: asyncio.Event = field(default_factory=asyncio.Event)
     _stranded: list[asyncio.Task[None]] = field(default_factory=list)
     _answers_lost: set[asyncio.StreamWriter] = field(default_factory=set)
+    _clients: set[asyncio.StreamWriter] = field(default_factory=set)
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
@@ -73,6 +74,11 @@ class Proxy:
         await asyncio.gather(*stranded)
         self._delivery.clear()
 
+    def sever(self) -> None:
+        """Cut all connections, whatever they are at; the server may find out only when it answers."""
+        for client in self._clients:
+            client.transport.abort()
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._serving.add(asyncio.create_task(self._serve(reader, writer)))
 
@@ -87,6 +93,7 @@ class Proxy:
         except ConnectionError:  # the server is down
             writer.transport.abort()
             return
+        self._clients.add(writer)
         back = asyncio.create_task(self._answers(server_reader, writer))
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await self._requests(reader, server_writer, writer)
@@ -99,6 +106,7 @@ class Proxy:
             end.close()
             with contextlib.suppress(ConnectionError):
                 await end.wait_closed()
+        self._clients.discard(writer)
 
     async def _requests(
         self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, client: asyncio.StreamWriter
