@@ -1,7 +1,6 @@
 """Storages that break a promise each, for the checker to notice; everything else about them is real."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -71,7 +70,7 @@ class WritesLogsApart(SqlAlchemySagaStorage):
     """Changes the row in one transaction, and writes the log entries in the next."""
 
     async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        outcomes = await super()._apply([replace(write, steps=(), logged_at=()) for write in writes])
+        outcomes = await super()._apply([write._replace(steps=(), logged_at=()) for write in writes])
         await super()._apply([Write(write.saga_id, steps=write.steps) for write in writes if write.steps])
         return outcomes
 
@@ -80,4 +79,4 @@ class ForgetsTheFence(SqlAlchemySagaStorage):
     """Writes whatever the version is."""
 
     async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        return await super()._apply([replace(write, expected_version=None) for write in writes])
+        return await super()._apply([write._replace(expected_version=None) for write in writes])
