@@ -35,20 +35,20 @@ class RetriesBlindly(SqlAlchemySagaStorage):
     """Takes a lost answer for a write that wasn't made."""
 
     async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        try:
+        outcomes = await super()._apply(writes)
+        if any(isinstance(outcome, UnknownOutcomeError) for outcome in outcomes):
             return await super()._apply(writes)
-        except UnknownOutcomeError:
-            return await super()._apply(writes)
+        return outcomes
 
 
 class DeniesWhatItWrote(SqlAlchemySagaStorage):
     """Tells a lost answer as a write that wasn't made."""
 
     async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        try:
-            return await super()._apply(writes)
-        except UnknownOutcomeError as exc:
-            raise StorageUnavailableError("the connection was lost") from exc
+        return [
+            StorageUnavailableError("the connection was lost") if isinstance(outcome, UnknownOutcomeError) else outcome
+            for outcome in await super()._apply(writes)
+        ]
 
 
 class Reorders(SqlAlchemySagaStorage):
