@@ -105,6 +105,7 @@ class TestTyping:
 ALLOWED = {
     "model": set(),
     "errors": set(),
+    "grants": set(),
     "validation": {"model", "errors"},
     "interface": {"model", "errors"},
     "write": {"validation", "model", "errors"},
