@@ -1,0 +1,29 @@
+"""What the command prints, and where: results to stdout, for a person or as JSON; everything else to stderr."""
+
+import json
+import logging
+import sys
+
+from saga_store.cli.exits import Exit
+
+
+class Console:
+    """Prints results as text, or as one JSON object if the machine asked for that."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        # What is being done, by Alembic's log and ours.
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        for name in ("alembic.runtime.migration", "saga_store"):
+            logging.getLogger(name).setLevel(logging.INFO)
+
+    def result(self, text: str, **facts: object) -> None:
+        """Print the text, or the facts as JSON."""
+        print(json.dumps(facts) if self._as_json else text)  # noqa: T201 - the command's own output
+
+    def fail(self, exc: BaseException, code: Exit) -> Exit:
+        message = str(getattr(exc, "orig", None) or exc).strip()
+        print(f"saga-store: {message}", file=sys.stderr)  # noqa: T201 - the command's own output
+        if self._as_json:
+            self.result("", error=message, exit_code=code.value)
+        return code
