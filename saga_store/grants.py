@@ -57,7 +57,7 @@ COMMIT;
 """
 
 
-def grants(role: str, *, schema: str = "public", version_table: str = VERSION_TABLE) -> str:
+def grants(role: str, *, schema: str = "public") -> str:
     """Return the SQL that lets a role use the storage, and no more: a script in one transaction, for psql.
 
     With it the role may read, insert and update ``saga_executions``, read and insert ``saga_logs``, and read the
@@ -68,8 +68,6 @@ def grants(role: str, *, schema: str = "public", version_table: str = VERSION_TA
     Args:
         role: The role that the application connects as, spelled as in ``pg_roles``.
         schema: The schema that the tables are in.
-        version_table: The table, in the same schema, in which the migrations record how far they got: a host's own
-            Alembic may keep it in ``alembic_version``.
 
     Raises:
         ValueError: A name that PostgreSQL can't have: empty, longer than 63 bytes, with NUL; or PUBLIC for a role.
@@ -78,7 +76,6 @@ def grants(role: str, *, schema: str = "public", version_table: str = VERSION_TA
     if role.lower() in _RESERVED_ROLES:
         raise ValueError(f"role must be a single role, not {role!r}: give the application a role of its own")
     _check_name("schema", schema)
-    _check_name("version_table", version_table)
 
     def table(name: str) -> str:
         return f"{_identifier(schema)}.{_identifier(name)}"
@@ -94,7 +91,7 @@ def grants(role: str, *, schema: str = "public", version_table: str = VERSION_TA
         logs=table(LOGS),
         logs_text=_literal(table(LOGS)),
         sequence=table(LOGS_SEQUENCE),
-        version=table(version_table),
+        version=table(VERSION_TABLE),
     )
 
 

@@ -184,12 +184,6 @@ class TestScript:
         run(database, grants(role, schema='my "sagas"'))
         assert privileges(database, role) == GRANTED
 
-    def test_another_version_table(self, database: Database, role: str) -> None:
-        """A host's own Alembic keeps our revision in its own table, of which the role may only read."""
-        run(database, "ALTER TABLE saga_store_version RENAME TO alembic_version")
-        run(database, grants(role, version_table="alembic_version"))
-        assert ("alembic_version", "SELECT") in privileges(database, role)
-
     def test_an_unknown_role_is_named(self, database: Database) -> None:
         with pytest.raises(errors.UndefinedObject, match='role "nobody_here" does not exist'):
             run(database, grants("nobody_here"))
@@ -246,7 +240,6 @@ class TestNames:
         calls: dict[str, Callable[[], str]] = {
             "role": lambda: grants(name),
             "schema": lambda: grants("app", schema=name),
-            "version_table": lambda: grants("app", version_table=name),
         }
         for argument, call in calls.items():
             with pytest.raises(ValueError, match=f"^{argument} {reason}"):
