@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from alembic import op
 from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.script import Script, ScriptDirectory
-from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, delete, insert, select, text
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, delete, insert, select, text
 from sqlalchemy.schema import CreateTable, DropTable
 
 from saga_store.schema.errors import MigrationError
@@ -49,8 +49,7 @@ def upgrade(*, from_: str, to: str) -> None:
     start, end = _position(scripts, from_, "from_"), _position(scripts, to, "to")
     if start >= end:
         raise MigrationError(f"upgrade leads up, and {to!r} doesn't come after {from_!r}")
-    # Offline there is nobody to ask: the script is for a database where everything went as it should.
-    found = start if context.as_sql else _recorded_position(context, scripts)
+    found = _recorded_position(context, scripts, otherwise=start)
     if found < start:
         raise MigrationError(f"the tables are at {_name(scripts, found)}, and this revision leads on from {from_}")
     if found >= end:
@@ -70,7 +69,7 @@ def downgrade(*, from_: str, to: str) -> None:
     start, end = _position(scripts, from_, "from_"), _position(scripts, to, "to")
     if start <= end:
         raise MigrationError(f"downgrade leads down, and {to!r} doesn't come before {from_!r}")
-    found = start if context.as_sql else _recorded_position(context, scripts)
+    found = _recorded_position(context, scripts, otherwise=start)
     if found > start:
         raise MigrationError(f"the tables are at {_name(scripts, found)}, and this revision leads back from {from_}")
     steps = reversed(range(end, found))
@@ -99,13 +98,18 @@ def _context() -> MigrationContext:
         raise MigrationError(
             "this is for a revision of your own Alembic history, which runs it; elsewhere use saga_store.schema.upgrade"
         ) from exc
-    connection = context.connection
+    connection = _connection(context)
     if connection is not None and connection.in_transaction() and context._transaction is None:  # noqa: SLF001 - Alembic's only word on who commits
         raise MigrationError(
             "the transaction was begun outside Alembic, which then can't commit before it builds an index concurrently: "
             "have env.py run the migrations in context.begin_transaction(), on a connection that isn't in a transaction"
         )
     return context
+
+
+def _connection(context: MigrationContext) -> Connection | None:
+    """Return None offline, where Alembic has one that only prints."""
+    return None if context.as_sql else context.connection
 
 
 def _scripts() -> list[Script]:
@@ -125,11 +129,13 @@ def _name(scripts: list[Script], position: int) -> str:
     return scripts[position - 1].revision if position else _BASE
 
 
-def _recorded_position(context: MigrationContext, scripts: list[Script]) -> int:
-    assert context.connection is not None
-    if context.connection.scalar(text("SELECT to_regclass(:name)"), {"name": VERSION_TABLE}) is None:
+def _recorded_position(context: MigrationContext, scripts: list[Script], *, otherwise: int) -> int:
+    connection = _connection(context)
+    if connection is None:
+        return otherwise  # a script on paper is for a database where everything went as it should
+    if connection.scalar(text("SELECT to_regclass(:name)"), {"name": VERSION_TABLE}) is None:
         return 0
-    found = list(context.connection.scalars(select(_VERSION.c.version_num)))
+    found = list(connection.scalars(select(_VERSION.c.version_num)))
     ids = [script.revision for script in scripts]
     if len(found) > 1 or not {*found} <= {*ids}:
         raise MigrationError(
@@ -163,7 +169,7 @@ def _short_waits(context: MigrationContext) -> Iterator[None]:
     For the session, since a revision may commit in between. If it fails, the setting goes with the transaction, or
     with the session of a migration that has failed.
     """
-    connection = context.connection
+    connection = _connection(context)
     if connection is not None and connection.scalar(text("SHOW lock_timeout")) != "0":
         yield
         return
