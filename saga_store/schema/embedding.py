@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from alembic import op
 from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.script import Script, ScriptDirectory
-from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, delete, insert, select, text
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, delete, insert, text
 from sqlalchemy.schema import CreateTable, DropTable
 
 from saga_store.schema.errors import MigrationError
-from saga_store.schema.scripts import VERSION_TABLE, make_config
+from saga_store.schema.scripts import VERSION_TABLE, make_config, recorded_revision
 from saga_store.schema.settings import LOCK_TIMEOUT
 
 _LOG = logging.getLogger("saga_store.migrations")
@@ -27,7 +27,7 @@ _VERSION = Table(
 
 
 def upgrade(*, from_: str, to: str) -> None:
-    """Run saga-store's revisions after ``from_`` up to ``to``, in a revision of an application's own; online or offline.
+    """Run saga-store's revisions after ``from_`` up to ``to``, in a revision of an application's own.
 
     Both ids are pinned, so that the application's revision does the same for ever, whatever release is installed. What
     has been run is recorded in ``saga_store_version`` as well, in the same transaction; what is recorded there already
@@ -35,7 +35,8 @@ def upgrade(*, from_: str, to: str) -> None:
     run again, and tables that ``saga-store upgrade`` made can be taken over.
 
     The transaction is the application's, and so are the retries. Unless the session has a ``lock_timeout``, each
-    statement waits 2 s at most for a table, for everybody else waits behind it.
+    statement waits 2 s at most for a table, for everybody else waits behind it. Offline it renders SQL that does the
+    same, from a database that is at ``from_``.
 
     Args:
         from_: The revision that the tables are at, or ``base`` if there are none yet.
@@ -89,19 +90,26 @@ def record_version(*, ctx: MigrationContext, step: MigrationInfo, **_others: obj
         return
     reached = [revision for revision in step.destination_revision_ids if revision in ours]
     _record(ctx, reached[0] if reached else _BASE)
+    if ctx.as_sql:
+        _reset_timeouts(ctx)
 
 
 def _context() -> MigrationContext:
+    outside = (
+        "this is for a revision of your own Alembic history, while it runs; elsewhere use saga_store.schema.upgrade"
+    )
     try:
         context = op.get_context()
     except NameError as exc:
-        raise MigrationError(
-            "this is for a revision of your own Alembic history, which runs it; elsewhere use saga_store.schema.upgrade"
-        ) from exc
+        raise MigrationError(outside) from exc
     connection = _connection(context)
-    if connection is not None and connection.in_transaction() and context._transaction is None:  # noqa: SLF001 - Alembic's only word on who commits
+    if connection is None:
+        return context
+    if connection.closed:  # a migration that failed leaves its context behind
+        raise MigrationError(outside)
+    if context._transaction is None:  # noqa: SLF001 - nothing else says whether Alembic can commit
         raise MigrationError(
-            "the transaction was begun outside Alembic, which then can't commit before it builds an index concurrently: "
+            "the transaction was begun outside Alembic, which so can't commit before it builds an index concurrently: "
             "have env.py run the migrations in context.begin_transaction(), on a connection that isn't in a transaction"
         )
     return context
@@ -133,16 +141,14 @@ def _recorded_position(context: MigrationContext, scripts: list[Script], *, othe
     connection = _connection(context)
     if connection is None:
         return otherwise  # a script on paper is for a database where everything went as it should
-    if connection.scalar(text("SELECT to_regclass(:name)"), {"name": VERSION_TABLE}) is None:
-        return 0
-    found = list(connection.scalars(select(_VERSION.c.version_num)))
+    found = recorded_revision(connection)
     ids = [script.revision for script in scripts]
-    if len(found) > 1 or not {*found} <= {*ids}:
+    if found is not None and found not in ids:
         raise MigrationError(
-            f"{VERSION_TABLE} holds {', '.join(sorted(found))}, and this release knows {', '.join(ids)}: install the "
-            "release that made these tables, or a later one"
+            f"the tables are at {found}, and this release knows {', '.join(ids)}: install the release that made them, "
+            "or a later one"
         )
-    return ids.index(found[0]) + 1 if found else 0
+    return 0 if found is None else ids.index(found) + 1
 
 
 def _run(context: MigrationContext, steps: list[tuple[Callable[[], None], str]]) -> None:
@@ -175,4 +181,13 @@ def _short_waits(context: MigrationContext) -> Iterator[None]:
         return
     context.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
     yield
-    context.execute("RESET lock_timeout" if connection is None else "SET lock_timeout = 0")
+    if connection is not None:
+        context.execute("SET lock_timeout = 0")
+    else:
+        _reset_timeouts(context)
+
+
+def _reset_timeouts(context: MigrationContext) -> None:
+    """Offline nobody knows what the timeouts were before our revisions set theirs."""
+    for name in ("lock_timeout", "statement_timeout"):
+        context.execute(f"RESET {name}")

@@ -4,10 +4,9 @@ import logging.config
 import os
 
 from alembic import context
-from shop.models import Base  # type: ignore[import-not-found] # checked elsewhere than it runs
-from sqlalchemy import create_engine, text
-
 from saga_store.migrations import include_name, record_version
+from shop.models import Base  # type: ignore[import-not-found] # it is found in this project's folder, alembic's cwd
+from sqlalchemy import create_engine, text
 
 OPTIONS = {
     "target_metadata": Base.metadata,
