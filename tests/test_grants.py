@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import LiteralString
 from uuid import uuid4
 
@@ -10,17 +10,33 @@ import psycopg
 import pytest
 from psycopg import errors
 from psycopg.sql import SQL, Identifier, Literal
-from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from saga_store.errors import SchemaError
 from saga_store.grants import grants
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.tables import REVISION
-from saga_store.testing import CheckpointUnit
-from saga_store.testing.postgres import PostgresServer
+from saga_store.testing import (
+    AbsenceContract,
+    CheckpointAbsenceContract,
+    CheckpointContract,
+    CheckpointUnit,
+    ConcurrencyContract,
+    CreationContract,
+    ExecutionContract,
+    HistoryContract,
+    LeaseContract,
+    LeaseRaceContract,
+    RecoveryStorageContract,
+    RunContract,
+    StalenessContract,
+    StateContract,
+    VersionContract,
+    VersionRaceContract,
+)
+from tests.connections import engine_on
 from tests.databases import Database, Databases
-from tests.test_contract import TestPostgreSQL as OnPostgreSQL
+from tests.test_contract import PostgreSQLFixtures
 
 PASSWORD = "none-of-a-secret"  # noqa: S105 - the role ends with the test
 # No space: psycopg takes none in a URL, where SQLAlchemy writes them as they are.
@@ -100,37 +116,42 @@ def privileges(database: Database, role: str) -> set[tuple[str, str]]:
         return set(connection.execute(PRIVILEGES, [role, role]).fetchall())
 
 
-@dataclass(frozen=True)
-class Granted:
-    """A migrated database in which nothing is stored, and the name of a role with the printed privileges there."""
-
-    database: Database
-    role: str
-
-
-@pytest.fixture(scope="session")
-def granted(databases: Databases, template: Database) -> Iterator[Granted]:
-    """Nobody connects to it, or it couldn't be copied."""
+@pytest.fixture(scope="module")
+def granted(databases: Databases, template: Database) -> Iterator[Database]:
+    """Yield a database as a role sees it that has the printed privileges there, and no others."""
     with databases.clone(template) as database, role_on(database, f"{AWKWARD}{uuid4().hex[:8]}") as role:
         run(database, grants(role))
-        try:
-            yield Granted(database, role)
-        finally:
-            # The privileges in the copies keep the role from being dropped.
-            databases.drop_doomed()
+        yield as_role(database, role)
 
 
 class AsApplication:
-    """The contract's classes connect as the application's role, in a copy of the database where it was granted."""
+    """The tests connect as the application's role. None of the contract's needs a database of its own."""
 
     @pytest.fixture
-    def database(self, databases: Databases, granted: Granted) -> Iterator[Database]:
-        with databases.clone(granted.database) as database:
-            yield as_role(database, granted.role)
+    def database(self, granted: Database) -> Database:
+        return granted
 
 
-class TestContract(AsApplication, OnPostgreSQL):
-    """The whole contract, on engine binds of both drivers."""
+class TestContract(
+    AsApplication,
+    PostgreSQLFixtures,
+    CreationContract,
+    StateContract,
+    AbsenceContract,
+    HistoryContract,
+    ConcurrencyContract,
+    ExecutionContract,
+    VersionContract,
+    CheckpointContract,
+    CheckpointAbsenceContract,
+    VersionRaceContract,
+    StalenessContract,
+    RecoveryStorageContract,
+    RunContract,
+    LeaseContract,
+    LeaseRaceContract,
+):
+    """The contract on engine binds of both drivers, but for input: what is refused before any SQL, and contexts."""
 
     @pytest.fixture
     def unit(self, engine: AsyncEngine) -> CheckpointUnit:
@@ -145,22 +166,21 @@ class TestLimits(AsApplication):
         with psycopg.connect(database.url()) as connection, pytest.raises(errors.InsufficientPrivilege):
             connection.execute(statement)
 
-    async def test_a_migration_that_is_missing_is_still_named(
-        self, database: Database, server: PostgresServer, make_engine: Callable[[str], AsyncEngine]
-    ) -> None:
-        """The role may read the version table, so that SchemaError can say what was found there."""
-        owner = make_url(server.url)
-        run(Database(owner.set(database=database.name)), "DROP TABLE saga_logs")
-        with pytest.raises(SchemaError) as caught:
-            await SqlAlchemySagaStorage(make_engine("asyncpg")).get_step_history(uuid4())
-        assert caught.value.found == REVISION
-
 
 class TestScript:
     @pytest.fixture
     def role(self, database: Database) -> Iterator[str]:
         with role_on(database, f"saga_test_{uuid4().hex[:8]}") as role:
             yield role
+
+    async def test_a_migration_that_is_missing_is_still_named(self, database: Database, role: str) -> None:
+        """The role may read the version table, so that SchemaError can say what was found there."""
+        run(database, grants(role))
+        run(database, "DROP TABLE saga_logs")
+        async with engine_on(as_role(database, role).url("asyncpg")) as engine:
+            with pytest.raises(SchemaError) as caught:
+                await SqlAlchemySagaStorage(engine).get_step_history(uuid4())
+        assert caught.value.found == REVISION
 
     def test_it_can_be_run_again(self, database: Database, role: str) -> None:
         """Running it twice leaves what running it once did."""
