@@ -15,10 +15,10 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench fmt check test crash fuzz pgbouncer limits migrations fingerprints matrix build verify clean
+.PHONY: help setup demo bench bench-migrations fmt check test crash fuzz pgbouncer limits migrations fingerprints matrix build verify clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "The tests need a PostgreSQL: SAGA_STORE_TEST_PG=auto (a container, else embedded), docker, embedded or a URL."
 
@@ -41,6 +41,9 @@ demo: $(READY) ## kill a worker in the middle of an order, then recover and comp
 
 bench: $(BENCH_READY) ## measure beside python-cqrs, DBOS and hand-written SQL, on a durable PostgreSQL; takes ten minutes
 	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
+
+bench-migrations: $(READY) ## measure how long writers stall while full tables are migrated; takes ten minutes
+	$(BIN)/python -m benchmarks.migrations $(ARGS)
 
 $(BENCH_READY): pyproject.toml $(READY)
 	@echo "==> Making $(BENCH_VENV), which also holds the peers."
