@@ -43,7 +43,7 @@ def recorded_revision(connection: Connection, schema: str | None = None) -> str 
         MigrationError: There are several, as in a table that is shared with another history.
     """
     version = table(VERSION_TABLE, column("version_num"), schema=schema)
-    name = str(version.compile(dialect=connection.dialect)).split()[-1]
+    name = connection.dialect.identifier_preparer.format_table(version)
     with connection.begin():
         if connection.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is None:
             return None

@@ -1,0 +1,107 @@
+"""Decide what is to be done: which way, which steps, and whether it may be done at all."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from saga_store.adoption import steps as ways
+from saga_store.adoption.forms import TABLES
+from saga_store.adoption.revision import REVISION
+from saga_store.adoption.shape import Shape, differences
+from saga_store.adoption.steps import NO_LOCK, Step
+from saga_store.schema.scripts import VERSION_TABLE
+
+FORGET = "forget the revision"
+"""The step after which the tables can be compared with those that are known: later revisions are gone."""
+
+Goal = Literal["adopt", "undo", "finish"]
+
+REWRITE_BELOW = 100_000
+"""With fewer rows, in both tables, the tables are rewritten in one go; that takes about a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be done, and why not.
+
+    Attributes:
+        goal: What was asked for.
+        schema: Where.
+        rows: How many rows each of the tables holds; without the tables, none.
+        refusals: What keeps it from being done, a line for each; then there are no steps.
+        steps: What is left to do, in order; empty if it has been done.
+    """
+
+    goal: Goal
+    schema: str
+    rows: dict[str, int]
+    refusals: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a plan is made of: the shape of the tables, the recorded revision, leases that hold, and the revisions."""
+
+    shape: Shape
+    revision: str | None
+    leases: int
+    history: tuple[str, ...]
+
+
+def make_plan(goal: Goal, found: Found, *, rewrite_below: int) -> Plan:
+    """Work out the plan; no I/O."""
+    refusals = tuple(_refusals(goal, found))
+    return Plan(
+        goal=goal,
+        schema=str(found.shape.schema),
+        rows={name: table.rows for name, table in found.shape.tables.items()},
+        refusals=refusals,
+        steps=() if refusals else tuple(_steps(goal, found, rewrite=found.shape.rows < rewrite_below)),
+    )
+
+
+def _refusals(goal: Goal, found: Found) -> list[str]:
+    shape, revision = found.shape, found.revision
+    forms = {table.form for table in shape.tables.values()}
+    if goal == "finish" and revision is None:
+        return ["the tables haven't been adopted: there is no recorded revision"]
+    if revision is not None and forms != {"saga-store"}:
+        return [f"revision {revision} is recorded, but the tables aren't saga-store's: saga-store stamp base"]
+    if goal == "finish":
+        return list(shape.other_users)
+    if goal == "undo" and "saga-store" in forms and not shape.enums:
+        return ["python-cqrs's types are gone: after --finish, or in tables that it never made, there is no way back"]
+    if goal == "undo" and found.leases:
+        return [f"{found.leases} sagas are leased: stop the processes that use saga-store, or wait for them"]
+    if revision is not None and revision not in found.history:
+        return [f"revision {revision} is recorded, which this release doesn't know: install the release that made it"]
+    # What the revisions after the first added isn't known here; their own downgrade takes it away.
+    return [] if revision is not None else list(differences(shape))
+
+
+def _steps(goal: Goal, found: Found, *, rewrite: bool) -> list[Step]:
+    if goal == "finish":
+        return ways.finish(found.shape)
+    if goal == "adopt":
+        return [*_to_ours(found, rewrite=rewrite), *_upgrade(found)]
+    return [*_downgrade(found), *ways.steps(found.shape, "cqrs", rewrite=rewrite)]
+
+
+def _to_ours(found: Found, *, rewrite: bool) -> list[Step]:
+    if found.revision is not None:
+        return []
+    record = Step(f"record revision {REVISION}", "stamp", (), NO_LOCK, ())
+    return [*ways.steps(found.shape, "saga-store", rewrite=rewrite), record]
+
+
+def _upgrade(found: Found) -> list[Step]:
+    at = found.history.index(found.revision or REVISION)
+    return [Step(f"upgrade to {name}", "upgrade", (), "see CHANGELOG.md", ()) for name in found.history[at + 1 :]]
+
+
+def _downgrade(found: Found) -> list[Step]:
+    if found.revision is None:
+        return []
+    taken = [Step(f"downgrade to {REVISION}", "downgrade", TABLES, ways.SHORT, ())]
+    forget = Step(FORGET, "transaction", (), NO_LOCK, (f"DROP TABLE {VERSION_TABLE}",))
+    return [*(taken if found.revision != REVISION else []), forget]
