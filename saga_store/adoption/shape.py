@@ -28,7 +28,7 @@ SELECT c.relname, c.oid, pg_get_serial_sequence(quote_ident(c.relname), 'id') AS
         FROM aclexplode(c.relacl) a WHERE a.privilege_type = 'INSERT' AND a.grantee <> c.relowner
     ) AS writers
 FROM pg_class c
-WHERE c.relnamespace = CAST(current_schema() AS regnamespace) AND c.relname IN ('saga_executions', 'saga_logs')
+WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema())) AND c.relname IN ('saga_executions', 'saga_logs')
 """)
 
 _COLUMNS = text("""
@@ -94,7 +94,7 @@ SELECT t.typname AS name, ARRAY(SELECT CAST(enumlabel AS text) FROM pg_enum WHER
     pg_has_role(t.typowner, 'USAGE') AS owned,
     EXISTS (SELECT FROM pg_cast WHERE castsource = t.oid AND casttarget = CAST('text' AS regtype)) AS castable
 FROM pg_type t
-WHERE t.typtype = 'e' AND t.typnamespace = CAST(current_schema() AS regnamespace)
+WHERE t.typtype = 'e' AND t.typnamespace = to_regnamespace(quote_ident(current_schema()))
     AND t.typname IN ('sagastatus', 'sagastepstatus')
 """)
 
@@ -102,7 +102,7 @@ WHERE t.typtype = 'e' AND t.typnamespace = CAST(current_schema() AS regnamespace
 _USERS_OF_TYPES = text("""
 SELECT t.typname, pg_describe_object(d.classid, d.objid, d.objsubid) AS used_by
 FROM pg_type t JOIN pg_depend d ON d.refclassid = CAST('pg_type' AS regclass) AND d.refobjid IN (t.oid, t.typarray)
-WHERE t.typnamespace = CAST(current_schema() AS regnamespace) AND t.typname IN ('sagastatus', 'sagastepstatus')
+WHERE t.typnamespace = to_regnamespace(quote_ident(current_schema())) AND t.typname IN ('sagastatus', 'sagastepstatus')
     AND d.deptype <> 'i' AND d.classid NOT IN (CAST('pg_cast' AS regclass), CAST('pg_type' AS regclass))
     AND NOT (d.classid = CAST('pg_class' AS regclass) AND d.objid IN (
         SELECT oid FROM pg_class WHERE relnamespace = t.typnamespace AND relname IN ('saga_executions', 'saga_logs')
