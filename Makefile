@@ -15,10 +15,10 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench fmt check test migrations matrix build verify clean
+.PHONY: help setup demo bench fmt check test migrations fingerprints matrix build verify clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "The tests need a PostgreSQL: SAGA_STORE_TEST_PG=auto (a container, else embedded), docker, embedded or a URL."
 
@@ -61,7 +61,10 @@ test: $(READY) ## run the tests on a real PostgreSQL, in random order, and repor
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
 
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
-	$(BIN)/pytest tests/test_migrations.py $(ARGS)
+	$(BIN)/pytest tests/test_migrations*.py tests/test_schema*.py $(ARGS)
+
+fingerprints: $(READY) ## write down what each revision makes of the tables, for `saga-store check`
+	$(BIN)/python -m tests.fingerprints
 
 matrix: build ## run the tests on the other versions of Python, SQLAlchemy and PostgreSQL that are to be had here
 	$(BIN)/python .ci/matrix

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from saga_store.sqlalchemy import Base
 from saga_store.sqlalchemy.tables import REVISION
 from tests.databases import Database
+from tests.programs import dump, psql
 
 ROOT = Path(__file__).parent.parent
 REVISIONS = [script.revision for script in ScriptDirectory(str(ROOT / "migrations")).walk_revisions()][::-1]
@@ -103,11 +104,11 @@ class TestCommands:
     def test_offline_sql_needs_no_database_and_gives_the_same_schema(
         self, database: Database, empty_database: Database
     ) -> None:
-        """What `upgrade head --sql` prints can be replayed as it is, and leads to the same catalog."""
-        script = succeed("upgrade", "head", "--sql", url=None)
-        with psycopg.connect(empty_database.url(), autocommit=True) as connection:
-            connection.execute(script.encode())
+        """What `upgrade head --sql` prints can be replayed by psql as it is, and leads to the same catalog."""
+        done = psql(empty_database, succeed("upgrade", "head", "--sql", url=None))
 
+        assert (done.returncode, done.stderr) == (0, "")
+        assert dump(empty_database) == dump(database)
         assert fingerprint(empty_database) == fingerprint(database)
         assert f"{REVISION} (head)" in succeed("current", url=empty_database.url())
 

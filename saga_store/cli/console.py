@@ -5,6 +5,7 @@ import logging
 import sys
 
 from saga_store.cli.exits import Exit
+from saga_store.schema.progress import LogReport, Progress
 
 
 class Console:
@@ -12,6 +13,8 @@ class Console:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
+        self._on_terminal = sys.stderr.isatty()
+        self._log = LogReport()
         # What is being done, by Alembic's log and ours.
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
         for name in ("alembic.runtime.migration", "saga_store"):
@@ -20,6 +23,13 @@ class Console:
     def result(self, text: str, **facts: object) -> None:
         """Print the text, or the facts as JSON."""
         print(json.dumps(facts) if self._as_json else text)  # noqa: T201 - the command's own output
+
+    def report(self, progress: Progress) -> None:
+        """Show progress: on a terminal in one line that is written over, in a log by a line now and then."""
+        if self._on_terminal:
+            print(f"\r\033[K{progress}", end="\n" if progress.finished else "", file=sys.stderr, flush=True)  # noqa: T201 - the command's own output
+        else:
+            self._log(progress)
 
     def fail(self, exc: BaseException, code: Exit) -> Exit:
         message = str(getattr(exc, "orig", None) or exc).strip()

@@ -1,4 +1,4 @@
-"""The verbs that migrate: upgrade, downgrade, stamp, current, history, sql."""
+"""The verbs that migrate: upgrade, downgrade, stamp, current, check, history, sql."""
 
 import argparse
 import os
@@ -25,6 +25,9 @@ def register(verbs: Verbs) -> None:
     stamp = verbs.add("stamp", _stamp, summary="Record a revision and run nothing.", database=True, waits=True)
     stamp.add_argument("revision")
     verbs.add("current", _current, summary="Print the revision that the database is at.", database=True)
+    verbs.add(
+        "check", _check, summary="Fail unless the database is what this release needs: a gate, a probe.", database=True
+    )
     verbs.add("history", _history, summary="List the revisions of this release.", database=False)
     sql = verbs.add("sql", _sql, summary="Print a migration as SQL, for psql -v ON_ERROR_STOP=1.", database=False)
     sql.add_argument("range", nargs="?", default="base:head", help="FROM:TO, up or down (default: base:head)")
@@ -43,6 +46,7 @@ def _upgrade(given: argparse.Namespace, console: Console) -> int:
         schema=given.schema,
         create_schema=given.create_schema,
         lock_wait=timedelta(seconds=given.lock_wait),
+        report=console.report,
     )
     console.result(f"applied {', '.join(applied)}" if applied else "nothing to do", applied=applied)
     return Exit.DONE
@@ -65,6 +69,21 @@ def _current(given: argparse.Namespace, console: Console) -> int:
     found = schema.current(given_url(given), schema=given.schema)
     console.result(found or "none", revision=found)
     return Exit.DONE
+
+
+def _check(given: argparse.Namespace, console: Console) -> int:
+    found = schema.check(given_url(given), schema=given.schema)
+    at = f"at {found.found or 'no revision'}, {found.needed} is needed"
+    if found.state is schema.State.AHEAD:
+        at += ": a later release has migrated it"
+    lines = [f"{found.state}: the database is {at}", *found.differences]
+    console.result("\n".join(lines), **asdict(found))
+    return {
+        schema.State.CURRENT: Exit.DONE,
+        schema.State.BEHIND: Exit.BEHIND,
+        schema.State.AHEAD: Exit.AHEAD,
+        schema.State.DRIFTED: Exit.DRIFTED,
+    }[found.state]
 
 
 def _history(_given: argparse.Namespace, console: Console) -> int:

@@ -13,17 +13,25 @@ from datetime import timedelta
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
 
+from saga_store.schema.checking import Check, State, check_connection
 from saga_store.schema.connections import Bind, connected
 from saga_store.schema.errors import MigrationError, MigrationLockError
+from saga_store.schema.fingerprint import enter_schema
+from saga_store.schema.progress import Progress, Report
 from saga_store.schema.scripts import make_config, recorded_revision
 from saga_store.schema.settings import LOCK_WAIT, Settings
 
 __all__ = [
     "Bind",
+    "Check",
     "MigrationError",
     "MigrationLockError",
+    "Progress",
     "Revision",
+    "State",
+    "check",
     "current",
     "downgrade",
     "history",
@@ -42,13 +50,14 @@ class Revision:
     description: str
 
 
-def upgrade(
+def upgrade(  # noqa: PLR0913 - few of its callers need more than the first
     bind: Bind,
     revision: str = "head",
     *,
     schema: str | None = None,
     create_schema: bool = False,
     lock_wait: timedelta = LOCK_WAIT,
+    report: Report | None = None,
 ) -> list[str]:
     """Bring the database up to a revision, and return the ids of those that were applied, in order.
 
@@ -61,13 +70,14 @@ def upgrade(
         schema: Where the tables are; None for the first schema of the session's search_path that exists.
         create_schema: Whether to create that schema if it isn't there.
         lock_wait: How long to wait, in all, for another migration to end, and then in each revision for the tables.
+        report: Called with the progress of work that may take long; without it, that is logged now and then.
 
     Raises:
         MigrationLockError: The wait was in vain; the message names the sessions that hold what was waited for.
         MigrationError: The database can't be reached, or can't be migrated like this.
     """
     settings = Settings(schema, create_schema, lock_wait)
-    return _run(bind, settings, lambda config: command.upgrade(config, revision))
+    return _run(bind, settings, lambda config: command.upgrade(config, revision), report)
 
 
 def downgrade(bind: Bind, revision: str, *, schema: str | None = None, lock_wait: timedelta = LOCK_WAIT) -> list[str]:
@@ -91,7 +101,18 @@ def current(bind: Bind, *, schema: str | None = None) -> str | None:
     Raises:
         MigrationError: The database can't be reached, or records several.
     """
-    return connected(bind, lambda connection: recorded_revision(connection, schema))
+    return connected(bind, lambda connection: _read_revision(connection, schema))
+
+
+def check(bind: Bind, *, schema: str | None = None) -> Check:
+    """Compare the database with what this release needs; it is read, and nothing else.
+
+    Also for a readiness probe: it takes no locks that anybody waits for, and works through any pooler.
+
+    Raises:
+        MigrationError: The database can't be reached, or records several revisions.
+    """
+    return connected(bind, lambda connection: check_connection(connection, schema))
 
 
 def history() -> list[Revision]:
@@ -120,9 +141,15 @@ def sql(start: str = "base", end: str = "head", *, schema: str | None = None, cr
     return script.getvalue()
 
 
-def _run(bind: Bind, settings: Settings, run: Callable[[Config], None]) -> list[str]:
+def _read_revision(connection: Connection, schema: str | None) -> str | None:
+    with connection.begin():
+        enter_schema(connection, schema)
+        return recorded_revision(connection)
+
+
+def _run(bind: Bind, settings: Settings, run: Callable[[Config], None], report: Report | None = None) -> list[str]:
     applied: list[str] = []
-    run(make_config(bind=bind, settings=settings, applied=applied))
+    run(make_config(bind=bind, settings=settings, applied=applied, report=report))
     return applied
 
 

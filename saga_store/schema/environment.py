@@ -29,8 +29,8 @@ def run() -> None:
     """Run Alembic's present command, online or offline.
 
     What the configuration may bring along as attributes: ``bind`` (or ``connection``, ``engine`` or ``url``; without
-    any, the URL is DATABASE_URL of the environment), ``settings``, and ``applied``, a list that receives the ids of the
-    revisions as they are committed. ``-x`` arguments override the settings.
+    any, the URL is DATABASE_URL of the environment), ``settings``, ``applied``, a list that receives the ids of the
+    revisions as they are committed, and ``report``, which is told of progress. ``-x`` arguments override the settings.
     """
     settings = Settings.read(context.get_x_argument(as_dictionary=True), context.config.attributes)
     if context.is_offline_mode():
@@ -69,7 +69,8 @@ def _migrate(connection: Connection, settings: Settings, steps: StepsFunction) -
     patience = Patience(connection, settings.lock_wait)
     remaining = _Remaining(steps, patience)
     while True:
-        _configure(connection=connection, fn=remaining, patience=patience)
+        report = context.config.attributes.get("report")
+        _configure(connection=connection, fn=remaining, patience=patience, report=report)
         try:
             context.run_migrations()
         except DBAPIError as exc:

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from alembic.config import Config
-from sqlalchemy import Connection, column, select, table, text
+from sqlalchemy import Connection, text
 
 from saga_store.schema.errors import MigrationError
 
@@ -36,18 +36,16 @@ def make_config(**attributes: object) -> Config:
     return config
 
 
-def recorded_revision(connection: Connection, schema: str | None = None) -> str | None:
-    """Return the revision that the database records; None if there is none, or no table that could hold one.
+def recorded_revision(connection: Connection) -> str | None:
+    """Return the revision that the database records, in the first schema of the search_path; None if there is none.
 
     Raises:
         MigrationError: There are several, as in a table that is shared with another history.
     """
-    version = table(VERSION_TABLE, column("version_num"), schema=schema)
-    name = connection.dialect.identifier_preparer.format_table(version)
-    with connection.begin():
-        if connection.scalar(text("SELECT to_regclass(:name)"), {"name": name}) is None:
-            return None
-        found = list(connection.scalars(select(version.c.version_num)))
+    qualified = "quote_ident(current_schema()) || '." + VERSION_TABLE + "'"
+    if connection.scalar(text(f"SELECT to_regclass({qualified})")) is None:
+        return None
+    found = list(connection.scalars(text(f"SELECT version_num FROM {VERSION_TABLE}")))  # noqa: S608 - a constant
     if len(found) > 1:
-        raise MigrationError(f"{name} holds {len(found)} revisions, and should hold one: {', '.join(sorted(found))}")
+        raise MigrationError(f"{VERSION_TABLE} holds {len(found)} revisions, not one: {', '.join(sorted(found))}")
     return next(iter(found), None)

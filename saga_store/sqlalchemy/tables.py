@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-REVISION = "saga_store_0001"
+REVISION = "saga_store_0002"
 """The migration that this release needs."""
 
 _NOW = text("now()")
@@ -73,10 +73,14 @@ class SagaExecutionModel(Base):
             "status IN ('PENDING', 'RUNNING', 'COMPENSATING', 'COMPLETED', 'FAILED')",
             name="ck_saga_executions_status",
         ),
+        # Half a lease is none.
+        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="ck_saga_executions_lease"),
         # Sagas by age: reports, and deleting the oldest.
         Index("ix_saga_executions_created_at", "created_at"),
         # What recovery scans: the living sagas only, by a column that never changes.
         Index("ix_saga_executions_recovery", "created_at", postgresql_where=_UNFINISHED),
+        # Which sagas failed lately: an operator's question.
+        Index("ix_saga_executions_failed", "created_at", postgresql_where=text("status = 'FAILED'")),
         {"comment": "Sagas: one row each, with its present state (saga-store)"},
     )
 
