@@ -6,8 +6,9 @@ from typing import Literal
 from saga_store.adoption import steps as ways
 from saga_store.adoption.forms import TABLES
 from saga_store.adoption.revision import REVISION
-from saga_store.adoption.shape import Shape, differences
+from saga_store.adoption.shape import Shape, unknown
 from saga_store.adoption.steps import NO_LOCK, Step
+from saga_store.schema.fingerprint import differences, expected_fingerprints
 from saga_store.schema.scripts import VERSION_TABLE
 
 FORGET = "forget the revision"
@@ -75,8 +76,10 @@ def _refusals(goal: Goal, found: Found) -> list[str]:
         return [f"{found.leases} sagas are leased: stop the processes that use saga-store, or wait for them"]
     if revision is not None and revision not in found.history:
         return [f"revision {revision} is recorded, which this release doesn't know: install the release that made it"]
-    # What the revisions after the first added isn't known here; their own downgrade takes it away.
-    return [] if revision is not None else list(differences(shape))
+    if revision is None:
+        return list(unknown(shape))
+    expected = expected_fingerprints()[revision]
+    return differences(expected, shape.fingerprint) if goal == "undo" else []
 
 
 def _steps(goal: Goal, found: Found, *, rewrite: bool) -> list[Step]:
@@ -95,8 +98,8 @@ def _to_ours(found: Found, *, rewrite: bool) -> list[Step]:
 
 
 def _upgrade(found: Found) -> list[Step]:
-    at = found.history.index(found.revision or REVISION)
-    return [Step(f"upgrade to {name}", "upgrade", (), "see CHANGELOG.md", ()) for name in found.history[at + 1 :]]
+    left = found.history[found.history.index(found.revision or REVISION) + 1 :]
+    return [Step(f"upgrade to {', '.join(left)}", "upgrade", (), "see CHANGELOG.md", ())] if left else []
 
 
 def _downgrade(found: Found) -> list[Step]:

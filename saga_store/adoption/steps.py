@@ -12,8 +12,6 @@ from saga_store.adoption.forms import (
     ENUMS,
     EXECUTIONS,
     FILLFACTOR,
-    INDEXES,
-    KEY_NAMES,
     LATER,
     LEASE,
     LOGS,
@@ -22,9 +20,10 @@ from saga_store.adoption.forms import (
     Column,
     Form,
     columns_of,
+    key_name,
     trigger_of,
 )
-from saga_store.adoption.revision import comments, indexes
+from saga_store.adoption.revision import Index, comments, indexes
 from saga_store.adoption.shape import Shape, Table
 
 NO_LOCK = "nothing"
@@ -49,6 +48,7 @@ class Step:
         tables: Which tables it locks against everybody while it lasts, in order.
         blocks: Whom it keeps waiting, and for how long.
         statements: Its SQL.
+        index: The index that it builds.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Step:
     tables: tuple[str, ...]
     blocks: str
     statements: tuple[str, ...]
+    index: Index | None = None
 
 
 def steps(shape: Shape, target: Form, *, rewrite: bool) -> list[Step]:
@@ -104,8 +105,8 @@ def _drop_casts(shape: Shape) -> Iterator[str]:
 
 def _abandon(table: Table) -> Step:
     """Undo what was begun in the other direction, before anything of it counted."""
-    columns = [column for column in columns_of(table.name) if column.beside in table.columns]
-    added = [name for name in LEASE if table.form == "cqrs" and name in table.columns]
+    columns = [column for column in columns_of(table.name) if column.beside in table.all("column")]
+    added = [name for name in LEASE if table.form == "cqrs" and name in table.all("column")]
     drops = [f"DROP COLUMN {name}" for name in [*(column.beside for column in columns), *added]]
     statements = (*_drop_trigger(table), f"ALTER TABLE {table.name} {', '.join(drops)}")
     return Step(f"{table.name}: drop what was begun", "transaction", (table.name,), SHORT, statements)
@@ -135,7 +136,7 @@ def _rewritten(table: Table, target: Form) -> Iterator[str]:
             yield f"ALTER TABLE {table.name} ADD CONSTRAINT {column.check} CHECK ({column.allowed(column.name)})"
     yield from _dress(table, target)
     if target == "saga-store":
-        yield from indexes(table.name).values()
+        yield from (index.statement(concurrently=False) for index in indexes(table.name))
 
 
 def _beside(tables: list[Table], target: Form) -> Iterator[Step]:
@@ -159,8 +160,7 @@ def _begin(table: Table, target: Form) -> Step:
     statements = (
         f"ALTER TABLE {table.name} {', '.join(added)}",
         *(_add_columns(table) if target == "saga-store" else ()),
-        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN {' '.join(values)} RETURN NEW; END $$",
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {' '.join(values)} RETURN NEW; END $$",
         f"CREATE TRIGGER {name} BEFORE INSERT OR UPDATE ON {table.name} FOR EACH ROW EXECUTE FUNCTION {name}()",
     )
     return Step(f"{table.name}: add columns, and a trigger", "transaction", (table.name,), SHORT, statements)
@@ -190,13 +190,14 @@ def _constrain(table: Table, target: Form) -> Iterator[Step]:
     wanted = {column.filled: f"{column.beside} IS NOT NULL" for column in columns_of(table.name)}
     if target == "saga-store":
         wanted |= {column.check: column.allowed(column.beside) for column in columns_of(table.name)}
-    missing = {name: condition for name, condition in wanted.items() if name not in table.constraints}
+    found = table.all("constraint")
+    missing = {name: condition for name, condition in wanted.items() if name not in found}
     if missing:
         added = [f"ADD CONSTRAINT {name} CHECK ({condition}) NOT VALID" for name, condition in missing.items()]
         statement = f"ALTER TABLE {table.name} {', '.join(added)}"
         yield Step(f"{table.name}: add the checks", "transaction", (table.name,), SHORT, (statement,))
     for name in wanted:
-        if name not in table.constraints or not table.constraints[name].valid:
+        if found.get(name, "NOT VALID").endswith("NOT VALID"):
             statement = f"ALTER TABLE {table.name} VALIDATE CONSTRAINT {name}"
             yield Step(f"{table.name}: validate {name}", "transaction", (), NOBODY, (statement,))
 
@@ -220,10 +221,11 @@ def _swap(table: Table, target: Form) -> Step:
 def _indexes(table: Table, *, rewritten: bool) -> Iterator[Step]:
     if rewritten and table.form == "cqrs":
         return
-    missing = {name: made for name, made in indexes(table.name).items() if name not in table.indexes}
-    for name, statement in missing.items():
-        concurrent = statement.replace("INDEX", "INDEX CONCURRENTLY", 1)
-        yield Step(f"build {name}", "index", (table.name,), NOBODY, (concurrent,))
+    built = {name for name, definition in table.all("index").items() if not definition.endswith(" INVALID")}
+    for index in indexes(table.name):
+        if index.name not in built:
+            statement = index.statement(concurrently=True)
+            yield Step(f"build {index.name}", "index", (), NOBODY, (statement,), index)
 
 
 def _drop_trigger(table: Table) -> Iterator[str]:
@@ -234,7 +236,7 @@ def _drop_trigger(table: Table) -> Iterator[str]:
 
 def _add_columns(table: Table) -> Iterator[str]:
     wanted = LATER | LEASE if table.name == EXECUTIONS else {}
-    missing = [f"ADD COLUMN {name} {kind}" for name, kind in wanted.items() if name not in table.columns]
+    missing = [f"ADD COLUMN {name} {kind}" for name, kind in wanted.items() if name not in table.all("column")]
     if missing:
         yield f"ALTER TABLE {table.name} {', '.join(missing)}"
 
@@ -243,8 +245,8 @@ def _undress_columns(table: Table) -> Iterator[str]:
     """Take away what is ours and hangs on columns that are about to change."""
     for column in columns_of(table.name):
         yield f"ALTER TABLE {table.name} DROP CONSTRAINT IF EXISTS {column.check}"
-    for name in INDEXES[table.name]:
-        yield f"DROP INDEX IF EXISTS {name}"
+    for index in indexes(table.name):
+        yield f"DROP INDEX IF EXISTS {index.name}"
     if table.name == EXECUTIONS:
         drops = ", ".join(f"DROP COLUMN {name}" for name in LEASE)
         yield f"ALTER TABLE {table.name} ALTER COLUMN status DROP DEFAULT, {drops}"
@@ -252,9 +254,9 @@ def _undress_columns(table: Table) -> Iterator[str]:
 
 def _dress(table: Table, target: Form) -> Iterator[str]:
     """Give the table all that isn't rows: names, defaults, the sequence, storage parameters, comments."""
-    for name, constraint in table.constraints.items():
-        wanted = KEY_NAMES.get((table.name, constraint.kind), {}).get(target, name)
-        if name != wanted:
+    for name, definition in table.all("constraint").items():
+        wanted = key_name(definition, table.name, target)
+        if wanted and wanted != name:
             yield f'ALTER TABLE {table.name} RENAME CONSTRAINT "{name}" TO {wanted}'
     if table.name == LOGS:
         yield from _sequence(table, target)

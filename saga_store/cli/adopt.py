@@ -27,7 +27,9 @@ def register(verbs: Verbs) -> None:
         "adopt", _adopt, summary="Make tables that python-cqrs made into saga-store's.", database=True, waits=True
     )
     goal = verb.add_mutually_exclusive_group()
-    goal.add_argument("--undo", dest="goal", action="store_const", const="undo", help="give python-cqrs its tables back")
+    goal.add_argument(
+        "--undo", dest="goal", action="store_const", const="undo", help="give python-cqrs its tables back"
+    )
     goal.add_argument(
         "--finish", dest="goal", action="store_const", const="finish", help="drop what only python-cqrs needs, for good"
     )
@@ -92,4 +94,6 @@ def _described(plan: Plan) -> str:
         lines += ["", f"{number}. {step.name}", f"   keeps waiting: {step.blocks}"]
         lines += [f"     {statement};" for statement in step.statements]
     option = "" if plan.goal == "adopt" else f" --{plan.goal}"
-    return "\n".join([*lines, "", f"Nothing was changed: saga-store adopt{option} --execute does it.", _AFTERWARDS[plan.goal]])
+    return "\n".join(
+        [*lines, "", f"Nothing was changed: saga-store adopt{option} --execute does it.", _AFTERWARDS[plan.goal]]
+    )
