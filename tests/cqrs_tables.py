@@ -1,7 +1,6 @@
 """python-cqrs's own tables, rows of all kinds in them, and its own storage writing to them."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,9 @@ from tests.databases import Database
 SAGAS = 700
 ENTRIES_OF_EACH = 2
 
+# A process reads again after each change of a type; there are a few on the way.
+MOST_STALE_READS = 5
+
 # In what its tables differ from those of 4.7 to 5.3.
 OLDER = {
     "4.4.1": "ALTER TABLE saga_executions DROP COLUMN version, DROP COLUMN recovery_attempts",
@@ -32,12 +34,13 @@ _ROWS = """
 INSERT INTO saga_executions (id, name, status, context, version, recovery_attempts, created_at, updated_at)
 SELECT md5('saga ' || n)::uuid, left('Saga-' || n || repeat('é', n % 300), 255), s.labels[1 + n % 5],
     c.contexts[1 + n % 6]::json, 1 + n % 90, n % 6,
-    timestamptz '2024-02-29 12:00:00.123456+02' + n * interval '7 minutes', timestamptz '2024-03-01' + n * interval '1 s'
+    timestamptz '2024-02-29 12:00:00.123456+02' + n * interval '7 min', timestamptz '2024-03-01' + n * interval '1 s'
 FROM generate_series(1, {sagas}) n,
     (SELECT enum_range(NULL::sagastatus)) s(labels),
     (SELECT ARRAY[
         '{{}}', '{{"b": 1e16, "a": -0.0,  "b2": [1, null, true]}}', '{{"nul": "\\u0000", "lone": "\\ud800"}}',
-        '{{"twice": 1, "twice": 2}}', '{{"text": "' || repeat('naïve 💶 ', 300) || '"}}', '{{"n": 12345678901234567890}}'
+        '{{"twice": 1, "twice": 2}}', '{{"text": "' || repeat('naïve 💶 ', 300) || '"}}',
+        '{{"n": 12345678901234567890}}'
     ]) c(contexts);
 INSERT INTO saga_logs (saga_id, step_name, action, status, details, created_at)
 SELECT md5('saga ' || 1 + n % {sagas})::uuid, 'step-' || n % 7, CASE n % 3 WHEN 0 THEN 'compensate' ELSE 'act' END,
@@ -48,13 +51,13 @@ FROM generate_series(1, {entries}) n, (SELECT enum_range(NULL::sagastepstatus)) 
 
 # Every column that python-cqrs knows, as text, whatever its type is now.
 _DIGEST = """
-SELECT 'saga_executions', count(*), md5(string_agg(ROW(id, name, status::text, context::text, version, recovery_attempts,
-    created_at, updated_at)::text, '|' ORDER BY id)) FROM saga_executions WHERE id IN {ids}
+SELECT 'saga_executions', count(*), md5(string_agg(ROW(id, name, status::text, context::text, version,
+    recovery_attempts, created_at, updated_at)::text, '|' ORDER BY id)) FROM saga_executions WHERE id IN {ids}
 UNION ALL
 SELECT 'saga_logs', count(*), md5(string_agg(ROW(id, saga_id, step_name, action::text, status::text, details,
     created_at)::text, '|' ORDER BY id)) FROM saga_logs WHERE saga_id IN {ids}
 """
-_SEEDED = f"(SELECT md5('saga ' || n)::uuid FROM generate_series(1, {SAGAS}) n)"
+_SEEDED = f"(SELECT md5('saga ' || n)::uuid FROM generate_series(1, {SAGAS}) n)"  # noqa: S608 - a number of ours
 
 
 def create_tables(database: Database) -> None:
@@ -82,6 +85,12 @@ def digest(database: Database) -> list[tuple[object, ...]]:
     """Return the number of the seeded rows, and a digest over all of their columns."""
     with connected(database) as connection:
         return connection.execute(_DIGEST.format(ids=_SEEDED).encode()).fetchall()
+
+
+def undone(before: set[tuple[str | None, ...]]) -> set[tuple[str | None, ...]]:
+    """Return what an adoption and its undoing leave: versions keep a default, for processes that set none."""
+    version = {fact for fact in before if fact[:2] == ("column", "saga_executions") and "version" in str(fact[2])}
+    return before - version | {(*fact[:3], "1", *fact[4:]) for fact in version}
 
 
 @asynccontextmanager
@@ -130,14 +139,14 @@ class OldProcess:
 
     async def _read(self, saga_id: UUID) -> None:
         """Read state and history; what a prepared statement returned may have changed its type, which is said once."""
-        for attempt in range(10):
+        for attempt in range(MOST_STALE_READS + 1):
             try:
                 status, context, _ = await self.storage.load_saga_state(saga_id)
                 history = await self.storage.get_step_history(saga_id)
             except NotSupportedError as exc:
-                assert "cached statement plan is invalid" in str(exc)
+                if "cached statement plan is invalid" not in str(exc) or attempt == MOST_STALE_READS:
+                    raise
                 self.stale_reads += 1
-                assert attempt < 9
             else:
                 assert status is SagaStatus.RUNNING
                 assert context["order"] == str(saga_id)
@@ -167,7 +176,3 @@ def missing(database: Database, process: OldProcess) -> list[tuple[UUID, list[st
     with connected(database) as connection:
         stored = dict(connection.execute(query).fetchall())
     return [(saga_id, entries) for saga_id, entries in process.written.items() if stored.get(saga_id, []) != entries]
-
-
-def jitter(longest: float) -> float:
-    return random.uniform(0, longest)  # noqa: S311 - a random moment, not a secret

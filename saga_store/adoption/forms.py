@@ -1,4 +1,4 @@
-"""The two forms that the tables can have, python-cqrs's and ours: which columns differ, and what is known of the rest."""
+"""The two forms that the tables can have, python-cqrs's and ours: what differs, and what is known of the rest."""
 
 from dataclasses import dataclass
 from typing import Literal

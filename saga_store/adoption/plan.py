@@ -1,5 +1,6 @@
 """Decide what is to be done: which way, which steps, and whether it may be done at all."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,25 +62,25 @@ def make_plan(goal: Goal, found: Found, *, rewrite_below: int) -> Plan:
     )
 
 
-def _refusals(goal: Goal, found: Found) -> list[str]:
-    shape, revision = found.shape, found.revision
-    forms = {table.form for table in shape.tables.values()}
-    if goal == "finish" and revision is None:
-        return ["the tables haven't been adopted: there is no recorded revision"]
-    if revision is not None and forms != {"saga-store"}:
-        return [f"revision {revision} is recorded, but the tables aren't saga-store's: saga-store stamp base"]
-    if goal == "finish":
-        return list(shape.other_users)
-    if goal == "undo" and "saga-store" in forms and not shape.enums:
-        return ["python-cqrs's types are gone: after --finish, or in tables that it never made, there is no way back"]
-    if goal == "undo" and found.leases:
-        return [f"{found.leases} sagas are leased: stop the processes that use saga-store, or wait for them"]
-    if revision is not None and revision not in found.history:
-        return [f"revision {revision} is recorded, which this release doesn't know: install the release that made it"]
-    if revision is None:
-        return list(unknown(shape))
-    expected = expected_fingerprints()[revision]
-    return differences(expected, shape.fingerprint) if goal == "undo" else []
+def _refusals(goal: Goal, found: Found) -> Iterator[str]:
+    forms = {table.form for table in found.shape.tables.values()}
+    if goal == "undo" and "saga-store" in forms and not found.shape.enums:
+        yield "python-cqrs's types are gone: after --finish, or in tables that it never made, there is no way back"
+    elif found.revision is None:
+        if goal == "finish":
+            yield "the tables haven't been adopted: no revision is recorded"
+        else:
+            yield from unknown(found.shape)
+    elif found.revision not in found.history:
+        yield f"revision {found.revision} is recorded, which this release doesn't know: use the release that made it"
+    elif forms != {"saga-store"}:
+        yield f"revision {found.revision} is recorded, but the tables aren't saga-store's: saga-store stamp base"
+    elif goal == "finish":
+        yield from found.shape.other_users
+    elif goal == "undo":
+        if found.leases:
+            yield f"{found.leases} sagas are leased: stop the processes that use saga-store, or wait for them"
+        yield from differences(expected_fingerprints()[found.revision], found.shape.fingerprint)
 
 
 def _steps(goal: Goal, found: Found, *, rewrite: bool) -> list[Step]:

@@ -93,8 +93,7 @@ def _nothing(_record: logging.LogRecord) -> bool:
 
 @cache
 def _statements() -> tuple[str, ...]:
-    script = ScriptDirectory.from_config(make_config()).get_revision(REVISION)
-    assert script is not None
+    (script,) = ScriptDirectory.from_config(make_config()).get_revisions(REVISION)
     output = io.StringIO()
     with quietly():
         context = MigrationContext.configure(

@@ -62,15 +62,15 @@ def adopt(
         rewrite_below: With fewer rows in both tables together, they are rewritten in one transaction, during which
             nobody else can read or write them. With more, rows are converted beside the writers, in batches.
         lock_wait: How long to wait for another migration to end, and in each step for the tables.
-        report: Called with the progress of each step, at its beginning, at its end, and at each batch of rows; without it,
-            long work is logged now and then.
+        report: Called with the progress of each step, at its beginning, at its end, and at each batch of rows; without
+            it, long work is logged now and then.
 
     Raises:
         AdoptionError: The tables differ from all that python-cqrs 4 and 5 make; nothing was done.
         MigrationLockError: A lock wasn't to be had in time; the message names who holds it.
         MigrationError: The database can't be reached, or a step failed.
     """
-    return _carry_out(bind, "adopt", schema, rewrite_below, lock_wait, report)
+    return _carry_out(bind, "adopt", Settings(schema, lock_wait=lock_wait), rewrite_below, report)
 
 
 def undo(
@@ -86,7 +86,7 @@ def undo(
     From any point of an adoption, and after it until ``finish``. Leases and what later revisions added are lost.
     Arguments, guarantees and errors are those of ``adopt``; while sagas are leased, it raises AdoptionError.
     """
-    return _carry_out(bind, "undo", schema, rewrite_below, lock_wait, report)
+    return _carry_out(bind, "undo", Settings(schema, lock_wait=lock_wait), rewrite_below, report)
 
 
 def finish(
@@ -97,19 +97,16 @@ def finish(
     From then on python-cqrs's own storage doesn't work on the tables, and there is no way back. Arguments and errors
     are those of ``adopt``.
     """
-    return _carry_out(bind, "finish", schema, REWRITE_BELOW, lock_wait, report)
+    return _carry_out(bind, "finish", Settings(schema, lock_wait=lock_wait), REWRITE_BELOW, report)
 
 
-def _carry_out(
-    bind: Bind, goal: Goal, schema: str | None, rewrite_below: int, lock_wait: timedelta, report: Report | None
-) -> list[Step]:
-    settings = Settings(schema, lock_wait=lock_wait)
+def _carry_out(bind: Bind, goal: Goal, settings: Settings, rewrite_below: int, report: Report | None) -> list[Step]:
     taken: list[Step] = []
 
     def work(connection: Connection) -> None:
         refuse_shared_sessions(connection)
         with target_schema(connection, settings) as name, migration(connection, settings, name):
-            worker = Worker(connection, lock_wait, report or LogReport())
+            worker = Worker(connection, settings.lock_wait, report or LogReport())
             while found := _accepted(_plan(connection, goal, rewrite_below)).steps:
                 if found[0] in taken:
                     raise MigrationError(f"{found[0].name}: it was done, and yet is still to be done")

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from saga_store.adoption.forms import CQRS, ENUMS, TABLES, Form, columns_of, key_name, optional
+from saga_store.adoption.forms import CONVERTED, CQRS, ENUMS, TABLES, Form, columns_of, key_name, optional
 from saga_store.adoption.revision import REVISION
 from saga_store.schema.fingerprint import Fingerprint, differences, expected_fingerprints, read_fingerprint
 
@@ -58,7 +58,7 @@ WHERE t.typtype = 'e' AND t.typnamespace = to_regnamespace(quote_ident(current_s
 
 # What else in the database needs the types; arrays of them are the server's own doing.
 _USERS_OF_TYPES = text("""
-SELECT 'type ' || t.typname || ' is used by ' || pg_describe_object(d.classid, d.objid, d.objsubid)
+SELECT 'type ' || t.typname || ': is used by ' || pg_describe_object(d.classid, d.objid, d.objsubid)
 FROM pg_type t JOIN pg_depend d ON d.refclassid = CAST('pg_type' AS regclass) AND d.refobjid IN (t.oid, t.typarray)
 WHERE t.typnamespace = to_regnamespace(quote_ident(current_schema())) AND t.typname IN ('sagastatus', 'sagastepstatus')
     AND d.deptype <> 'i' AND d.classid NOT IN (CAST('pg_cast' AS regclass), CAST('pg_type' AS regclass))
@@ -202,14 +202,20 @@ def _is_of(thing: str, table: str) -> bool:
 
 
 def _enum_differences(shape: Shape) -> Iterator[str]:
-    forms = {table.form for table in shape.tables.values()}
-    for name, labels in ENUMS.items():
-        enum = shape.enums.get(name)
+    for column in CONVERTED:
+        name, labels = column.cqrs, ENUMS.get(column.cqrs)
+        table, enum = shape.tables.get(column.table), shape.enums.get(name)
+        if labels is None or table is None:
+            continue
         if enum is None:
-            if "cqrs" in forms:
+            if table.form == "cqrs":
                 yield f"type {name}: there is none in schema {shape.schema}"
             continue
         if enum.labels != labels:
             yield f"type {name}: is {', '.join(enum.labels)}, should be {', '.join(labels)}"
+        if enum.castable and table.form == "cqrs":
+            yield f"type {name}: has a cast to text, which there should not be"
         if not enum.owned:
             yield f"type {name}: belongs to another role, whose rights this one does not have"
+    # Once a type passes for text, its values can't be compared with each other any more.
+    yield from shape.other_users

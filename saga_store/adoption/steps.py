@@ -71,16 +71,12 @@ def steps(shape: Shape, target: Form, *, rewrite: bool) -> list[Step]:
     tables = [shape.tables[name] for name in TABLES]
     begun = any(table.under_way and table.form != target for table in tables)
     found = [_abandon(table) for table in tables if table.under_way and table.form == target]
-    if target == "saga-store":
-        found += _casts(shape)
     if rewrite and not begun:
         found += _rewrite([table for table in tables if table.form != target], target)
     else:
         found += _beside([table for table in tables if table.form != target], target)
     if target == "saga-store":
         found += [step for table in tables for step in _indexes(table, rewritten=rewrite and not begun)]
-    elif any(enum.castable for enum in shape.enums.values()):
-        found.append(Step("drop the casts", "transaction", (), NO_LOCK, tuple(_drop_casts(shape))))
     return found
 
 
@@ -88,19 +84,9 @@ def finish(shape: Shape) -> list[Step]:
     """Return what is left to do until nothing of python-cqrs's is left."""
     if not shape.enums:
         return []
-    statements = (*_drop_casts(shape), *(f"DROP TYPE {name}" for name in shape.enums))
+    casts = (f"DROP CAST ({name} AS text)" for name, enum in shape.enums.items() if enum.castable)
+    statements = (*casts, *(f"DROP TYPE {name}" for name in shape.enums))
     return [Step("drop python-cqrs's types, and the casts", "transaction", (), NO_LOCK, statements)]
-
-
-def _casts(shape: Shape) -> Iterator[Step]:
-    missing = [name for name, enum in shape.enums.items() if not enum.castable]
-    if missing:
-        statements = tuple(f"CREATE CAST ({name} AS text) WITH INOUT AS IMPLICIT" for name in missing)
-        yield Step("let values of python-cqrs's types pass for text", "transaction", (), NO_LOCK, statements)
-
-
-def _drop_casts(shape: Shape) -> Iterator[str]:
-    return (f"DROP CAST ({name} AS text)" for name, enum in shape.enums.items() if enum.castable)
 
 
 def _abandon(table: Table) -> Step:
@@ -253,7 +239,16 @@ def _undress_columns(table: Table) -> Iterator[str]:
 
 
 def _dress(table: Table, target: Form) -> Iterator[str]:
-    """Give the table all that isn't rows: names, defaults, the sequence, storage parameters, comments."""
+    """Give the table all that isn't rows: casts, names, defaults, the sequence, storage parameters, comments.
+
+    What old processes send is still cast to their types, and has to pass for text from the moment that the columns
+    are text, and not before: two values of a type that passes for text can't be compared any more.
+    """
+    for column in columns_of(table.name):
+        if column.cqrs in ENUMS and target == "saga-store":
+            yield f"CREATE CAST ({column.cqrs} AS text) WITH INOUT AS IMPLICIT"
+        elif column.cqrs in ENUMS:
+            yield f"DROP CAST ({column.cqrs} AS text)"
     for name, definition in table.all("constraint").items():
         wanted = key_name(definition, table.name, target)
         if wanted and wanted != name:
