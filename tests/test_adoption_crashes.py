@@ -54,13 +54,14 @@ class Died(Exception):  # noqa: N818 - it is no error, but the end of an adopter
 
 def dies(goal: Callable[..., object], url: str, steps: int, name: str = "") -> bool:
     """Run an adopter that dies after so many steps (of that name), unless it has done everything before."""
-    ended: list[str] = []
+    begun: list[str] = []
 
     def report(progress: Progress) -> None:
-        if progress.finished and name in progress.what:
-            ended.append(progress.what)
-            if len(ended) == steps:
-                raise Died
+        if not progress.done and not progress.finished and name in progress.what:
+            begun.append(progress.what)
+        # A revision's own progress begins with its rows, and isn't a step's.
+        if progress.finished and len(begun) == steps and progress.what == begun[-1]:
+            raise Died
 
     try:
         goal(url, rewrite_below=0, report=report)

@@ -111,6 +111,11 @@ def columns_of(table: str) -> tuple[Column, ...]:
     return tuple(column for column in CONVERTED if column.table == table)
 
 
+def unfilled(table: str) -> str:
+    """Return the condition for rows that have still to be converted, while columns stand beside others."""
+    return f"({' OR '.join(f'{column.beside} IS NULL' for column in columns_of(table))})"
+
+
 def key_name(definition: str, table: str, form: Form) -> str | None:
     """Name a primary or foreign key as a form has it; None for other constraints."""
     return _KEY_NAMES.get((table, definition), {}).get(form)

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from saga_store.adoption.forms import CONVERTED, CQRS, ENUMS, TABLES, Form, columns_of, key_name, optional
+from saga_store.adoption.forms import CONVERTED, CQRS, ENUMS, TABLES, Form, columns_of, key_name, optional, unfilled
 from saga_store.adoption.revision import REVISION
 from saga_store.schema.fingerprint import Fingerprint, differences, expected_fingerprints, read_fingerprint
 
@@ -77,6 +77,7 @@ class Table:
     Attributes:
         name: Which one.
         rows: How many.
+        unfilled: Whether some of them have still to be converted, while columns stand beside others.
         things: Its part of the fingerprint.
         sequence: The sequence that ids come from, qualified.
         writers: The roles that may insert, quoted, beside its owner.
@@ -85,6 +86,7 @@ class Table:
 
     name: str
     rows: int
+    unfilled: bool
     things: Mapping[str, str]
     sequence: str | None
     writers: tuple[str, ...]
@@ -158,14 +160,19 @@ def read(connection: Connection) -> Shape:
 
 def _table(connection: Connection, row: Row[Any], fingerprint: Fingerprint) -> Table:
     where = {"oid": row.oid, "converted": [column.name for column in columns_of(row.relname)]}
-    return Table(
+    table = Table(
         name=row.relname,
         rows=connection.scalar(text(f"SELECT count(*) FROM {row.relname}")) or 0,  # noqa: S608 - one of two names
+        unfilled=False,
         things={thing: being for thing, being in fingerprint.items() if _is_of(thing, row.relname)},
         sequence=row.sequence,
         writers=tuple(row.writers),
         oddities=tuple(connection.scalars(_ODDITIES, where)),
     )
+    if not table.under_way:
+        return table
+    query = text(f"SELECT EXISTS (SELECT FROM {table.name} WHERE {unfilled(table.name)})")  # noqa: S608 - the same
+    return replace(table, unfilled=bool(connection.scalar(query)))
 
 
 def unknown(shape: Shape) -> Iterator[str]:

@@ -22,6 +22,7 @@ from saga_store.adoption.forms import (
     columns_of,
     key_name,
     trigger_of,
+    unfilled,
 )
 from saga_store.adoption.revision import Index, comments, indexes
 from saga_store.adoption.shape import Shape, Table
@@ -129,7 +130,8 @@ def _beside(tables: list[Table], target: Form) -> Iterator[Step]:
     for table in tables:
         if not table.under_way:
             yield _begin(table, target)
-        yield _fill(table, target)
+        if table.unfilled or not table.under_way:
+            yield _fill(table, target)
     for table in tables:
         yield from _constrain(table, target)
     # One after the other at the end: an old process's prepared reads fail at most once.
@@ -160,15 +162,14 @@ def _fill(table: Table, target: Form) -> Step:
     """
     columns = columns_of(table.name)
     values = ", ".join(f"{column.beside} = {_converted(column, target, row='t.')}" for column in columns)
-    unfilled = f"({' OR '.join(f'{column.beside} IS NULL' for column in columns)})"
     first, following = (
-        f"WITH batch AS MATERIALIZED (SELECT id FROM {table.name} WHERE {unfilled}{after} "  # noqa: S608 - our names
+        f"WITH batch AS MATERIALIZED (SELECT id FROM {table.name} WHERE {unfilled(table.name)}{after} "  # noqa: S608 - our names
         f"ORDER BY id LIMIT {BATCH} FOR NO KEY UPDATE SKIP LOCKED), "
         f"filled AS (UPDATE {table.name} t SET {values} FROM batch WHERE t.id = batch.id RETURNING t.id) "
         "SELECT id AS last, (SELECT count(*) FROM filled) AS rows FROM batch ORDER BY id DESC LIMIT 1"
         for after in ("", " AND id > :after")
     )
-    left = f"SELECT EXISTS (SELECT FROM {table.name} WHERE {unfilled})"  # noqa: S608 - names of ours
+    left = f"SELECT EXISTS (SELECT FROM {table.name} WHERE {unfilled(table.name)})"  # noqa: S608 - names of ours
     return Step(f"{table.name}: fill the columns", "fill", (table.name,), ROWS, (first, following, left))
 
 
