@@ -1,6 +1,6 @@
 """A process that adopts or undoes, again and again, in children that a test kills.
 
-python -m tests.adopter URL: for each line of its input, adopt or undo, it prints the child's id, and later how it ended.
+python -m tests.adopter URL: for each line of its input, adopt or undo, it prints the child's id, and how it ended.
 """
 
 import os

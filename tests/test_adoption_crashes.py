@@ -2,19 +2,19 @@
 
 Who can be where, for one table, between the rows "python-cqrs's" and "saga-store's":
 
-| the adopter has just           | if it dies here              | an old process at the same time                           |
-|--------------------------------|------------------------------|-----------------------------------------------------------|
-| created the casts              | nothing else has changed     | doesn't notice                                            |
-| added columns and the trigger, | both or none: they are one   | a write began before: the lock waited for its commit, and |
-| in one transaction             | transaction                  | the batches find its row; later: the trigger converts it  |
-| converted a batch of rows      | the rest have NULL there,    | holds a row: that is left for the next pass, and nobody   |
-|                                | which the next one looks for | waits; changes one: the trigger has the last word         |
-| added the checks, NOT VALID    | they are found, and stay     | each row that it writes is converted, and so passes       |
-| validated one                  | the next is validated        | doesn't notice                                            |
-| swapped the columns of a table | all or nothing; the other    | its values are cast to text, and texts are its labels;    |
-|                                | table is another step        | over asyncpg a prepared read fails once                   |
-| built an index, concurrently   | an INVALID one is replaced   | doesn't notice                                            |
-| recorded the revision          | the upgrade is left          | doesn't notice                                            |
+| the adopter has just      | if it dies here           | an old process at the same time                      |
+|---------------------------|---------------------------|------------------------------------------------------|
+| added columns and the     | both or none: they are    | wrote before: the lock waited for its commit, and    |
+| trigger                   | one transaction           | the batches find its row; later: the trigger does    |
+| converted a batch         | the rest are NULL there,  | holds a row: that is left for the next pass, nobody  |
+|                           | and the next one's        | waits; changes one: the trigger has the last word    |
+| added checks, NOT VALID   | they are found, and stay  | what it writes is converted, and so passes them      |
+| validated one             | the next is validated     | doesn't notice                                       |
+| swapped a table's columns | all or nothing; the other | what it sends is cast to text, what it gets are its  |
+|                           | table is another step     | labels; over asyncpg a prepared read fails once      |
+| built an index            | an INVALID one is         | doesn't notice                                       |
+|                           | replaced                  |                                                      |
+| recorded the revision     | the upgrade is left       | doesn't notice                                       |
 
 A second adopter waits for the migration lock, which the server frees when the first one's session has ended; a killed
 one's session ends after its present statement. Undoing passes the same points the other way.
@@ -42,7 +42,7 @@ from tests.cqrs_tables import OldProcess, connected, digest, missing, old_storag
 from tests.databases import Database
 from tests.test_migrations import fingerprint
 
-# `make kills` has more.
+# Repeat with more than these after a change: SAGA_STORE_TEST_KILLS=200.
 KILLS = int(os.environ.get("SAGA_STORE_TEST_KILLS", "12"))
 # About as long as an adoption of these tables takes.
 LONGEST_LIFE = 0.6
@@ -218,7 +218,7 @@ class TestLockedTables:
         adoption.adopt(url)
         assert schema.check(url).state is State.CURRENT
 
-    async def test_adopters_that_race_do_it_once(self, cqrs_database: Database, url: str) -> None:
+    async def test_adopters_that_race_do_it_once(self, url: str) -> None:
         """The second one waits for the first, and finds nothing left to do."""
         steps = await asyncio.gather(*(asyncio.to_thread(adoption.adopt, url, rewrite_below=0) for _ in range(3)))
 

@@ -63,7 +63,7 @@ CONVERTED = (
 ENUMS = {column.cqrs: column.values for column in CONVERTED if column.name == "status"}
 
 LEASE = {"lease_owner": "character varying(255)", "lease_expires_at": "timestamp with time zone"}
-# What older ones lack: version before 4.4.4, recovery_attempts before 4.7.
+# What older ones lack: version before 4.4.5, recovery_attempts before 4.7.
 LATER = {"version": "integer NOT NULL DEFAULT 1", "recovery_attempts": "integer NOT NULL DEFAULT 0"}
 
 _NOW = "timestamp with time zone NOT NULL DEFAULT now()"
