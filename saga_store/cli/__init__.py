@@ -39,5 +39,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SagaStoreError, CommandError, SQLAlchemyError) as exc:
         return console.fail(exc, Exit.FAILED)
     except KeyboardInterrupt:
-        print("saga-store: interrupted", file=sys.stderr)  # noqa: T201 - the command's own output
+        print("saga-store: interrupted", file=sys.stderr)
         return Exit.INTERRUPTED

@@ -22,18 +22,18 @@ class Console:
 
     def result(self, text: str, **facts: object) -> None:
         """Print the text, or the facts as JSON."""
-        print(json.dumps(facts) if self._as_json else text)  # noqa: T201 - the command's own output
+        print(json.dumps(facts) if self._as_json else text)
 
     def report(self, progress: Progress) -> None:
         """Show progress: on a terminal in one line that is written over, in a log by a line now and then."""
         if self._on_terminal:
-            print(f"\r\033[K{progress}", end="\n" if progress.finished else "", file=sys.stderr, flush=True)  # noqa: T201 - the command's own output
+            print(f"\r\033[K{progress}", end="\n" if progress.finished else "", file=sys.stderr, flush=True)
         else:
             self._log(progress)
 
     def fail(self, exc: BaseException, code: Exit) -> Exit:
         message = str(getattr(exc, "orig", None) or exc).strip()
-        print(f"saga-store: {message}", file=sys.stderr)  # noqa: T201 - the command's own output
+        print(f"saga-store: {message}", file=sys.stderr)
         if self._as_json:
             self.result("", error=message, exit_code=code.value)
         return code

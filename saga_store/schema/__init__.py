@@ -6,6 +6,7 @@ or one that leaves the driver to us), an ``Engine``, or a ``Connection`` that is
 """
 
 import io
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,6 +41,9 @@ __all__ = [
     "upgrade",
 ]
 
+# Alembic's context is a global of the process.
+_RUNNING = threading.Lock()
+
 
 @dataclass(frozen=True, slots=True)
 class Revision:
@@ -62,7 +66,8 @@ def upgrade(  # noqa: PLR0913 - few of its callers need more than the first
     """Bring the database up to a revision, and return the ids of those that were applied, in order.
 
     One process at a time migrates; others wait for it, and then find nothing left to do. Each revision is committed
-    before the next begins, so that a failure or a kill leaves a revision done or not done; running it again goes on.
+    before the next begins, and can be run again after a failure or a kill at any point: what was done is kept, what
+    wasn't is done.
 
     Args:
         bind: The database; see the module.
@@ -149,7 +154,12 @@ def _read_revision(connection: Connection, schema: str | None) -> str | None:
 
 def _run(bind: Bind, settings: Settings, run: Callable[[Config], None], report: Report | None = None) -> list[str]:
     applied: list[str] = []
-    run(make_config(bind=bind, settings=settings, applied=applied, report=report))
+    if not _RUNNING.acquire(blocking=False):
+        raise MigrationError("a migration is running in this process already, and Alembic knows one at a time")
+    try:
+        run(make_config(bind=bind, settings=settings, applied=applied, report=report))
+    finally:
+        _RUNNING.release()
     return applied
 
 

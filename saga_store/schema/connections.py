@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from saga_store.schema import pooler
 from saga_store.schema.errors import MigrationError
 
 Bind = str | URL | Engine | Connection
@@ -90,6 +91,8 @@ def _explained(url: URL) -> Iterator[None]:
     try:
         yield
     except Exception as exc:
+        if pooled := pooler.explained(exc):
+            raise pooled from exc
         reason = str(getattr(exc, "orig", None) or exc).strip()
         shown = url.render_as_string(hide_password=True)
         raise MigrationError(f"can't connect to {shown}: {reason}\nIs the server up, and DATABASE_URL right?") from exc

@@ -101,9 +101,10 @@ class _Remaining:
         if self._remaining is None:
             self._remaining = deque(self._steps(heads, migration_context))
         while self._remaining:
-            self._patience.renew()
             yield self._remaining[0]
-            self._remaining.popleft()  # Alembic comes back for the next step once this one is committed
+            # Alembic comes back for the next step once this one is committed.
+            self._remaining.popleft()
+            self._patience.renew()
 
     def __str__(self) -> str:
         return str(self._remaining[0]) if self._remaining else "reading the version table"

@@ -11,7 +11,7 @@ _KEY = KEY.format(schema="current_schema()")
 _GUARD = f"""
 DO $guard$
 DECLARE
-    version_table text := format('%I.%I', current_schema(), '{VERSION_TABLE}');
+    version_table text := quote_ident(current_schema()) || '.{VERSION_TABLE}';
     found text;
 BEGIN
     IF current_schema() IS NULL THEN
