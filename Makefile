@@ -76,7 +76,7 @@ fuzz: $(READY) ## compare PostgreSQL with the twin in memory, 2,000 random sched
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
-	$(BIN)/pytest tests/test_migrations*.py tests/test_schema*.py $(ARGS)
+	SAGA_STORE_TEST_KILLS=20 $(BIN)/pytest tests/test_migrations*.py tests/test_schema.py $(ARGS)
 
 fingerprints: $(READY) ## write down what each revision makes of the tables, for `saga-store check`
 	$(BIN)/python -m tests.fingerprints

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from saga_store.testing.postgres import PostgresServer, PostgresUnavailableError, serve
+from tests.cqrs_tables import create_tables
 from tests.databases import Database, Databases
 
 SERVER = pytest.StashKey[PostgresServer]()
@@ -66,6 +67,20 @@ def database(databases: Databases, template: Database) -> Iterator[Database]:
 @pytest.fixture
 def empty_database(databases: Databases) -> Iterator[Database]:
     with databases.empty() as database:
+        yield database
+
+
+@pytest.fixture(scope="session")
+def cqrs_template(databases: Databases) -> Iterator[Database]:
+    """Yield python-cqrs's own tables, with rows of all kinds."""
+    with databases.empty() as database:
+        create_tables(database)
+        yield database
+
+
+@pytest.fixture
+def cqrs_database(databases: Databases, cqrs_template: Database) -> Iterator[Database]:
+    with databases.clone(cqrs_template) as database:
         yield database
 
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from saga_store.cli import grants, migrate
+from saga_store.cli import adopt, grants, migrate
 from saga_store.cli.console import Console
 from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Verbs
 from saga_store.errors import SagaStoreError
 from saga_store.schema import MigrationLockError
 
-REGISTERED = (migrate.register, grants.register)
+REGISTERED = (migrate.register, adopt.register, grants.register)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
