@@ -15,10 +15,10 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench fmt check test pgbouncer limits migrations matrix build verify clean
+.PHONY: help setup demo bench fmt check test crash fuzz pgbouncer limits migrations fingerprints matrix build verify clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "The tests need a PostgreSQL: SAGA_STORE_TEST_PG=auto (a container, else embedded), docker, embedded or a URL."
 
@@ -48,6 +48,9 @@ $(BENCH_READY): pyproject.toml $(READY)
 	$(BENCH_VENV)/bin/python -m pip install --disable-pip-version-check --no-input --quiet --editable '.[bench]'
 	@touch $@
 
+crash: $(READY) ## kill the server and its clients, cut connections, and check what became of every write; minutes
+	@$(BIN)/python -m tests.crash $(ARGS)
+
 fmt: $(READY) ## format, and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
@@ -66,8 +69,14 @@ pgbouncer: $(READY) ## run the contract through PgBouncer, over all binds and dr
 limits: $(READY) ## run the tests of limits at full size: contexts of 50 MB, histories of 100,000 entries
 	SAGA_STORE_TEST_LIMITS=complete $(BIN)/pytest tests/test_limits.py $(ARGS)
 
+fuzz: $(READY) ## compare PostgreSQL with the twin in memory, 2,000 random schedules of 50 steps; takes ten minutes
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
-	$(BIN)/pytest tests/test_migrations.py $(ARGS)
+	$(BIN)/pytest tests/test_migrations*.py tests/test_schema*.py $(ARGS)
+
+fingerprints: $(READY) ## write down what each revision makes of the tables, for `saga-store check`
+	$(BIN)/python -m tests.fingerprints
 
 matrix: build ## run the tests on the other versions of Python, SQLAlchemy and PostgreSQL that are to be had here
 	$(BIN)/python .ci/matrix
@@ -83,5 +92,5 @@ verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) test
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-* .demo .bench build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .demo .bench .crash .fuzz build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

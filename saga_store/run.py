@@ -251,6 +251,9 @@ class SagaRun(ISagaStorage):
     async def commit(self) -> None:
         """Write what is buffered as one checkpoint, in one statement; with nothing buffered, do nothing.
 
+        If the connection dies meanwhile, a storage that commits its own writes finds out by itself what came
+        of it, and raises UnknownOutcomeError only if it couldn't in time.
+
         When it raises, everything stays buffered. After UnknownOutcomeError committing again can't write
         twice, since what was written raised the version, and is refused the second time; unless only log
         entries were buffered, which don't raise it.
@@ -272,7 +275,7 @@ class SagaRun(ISagaStorage):
                     context=buffered.context,
                     steps=tuple(buffered.steps),
                     logged_at=tuple(buffered.logged_at),
-                    expected_version=None if buffered.name else self.version,
+                    expected_version=0 if buffered.name else self.version,  # 0: not there yet
                     lease=self._lease if buffered.name else self._renewed(),
                 )
             )

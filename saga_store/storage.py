@@ -8,7 +8,6 @@ import abc
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -266,7 +265,7 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage):
             )
             # A refusal means that somebody else's write went through, so this comes to an end.
             with suppress(SagaConcurrencyError):
-                await self._write(replace(decide(saga), steps=(entry,), expected_version=saga.version))
+                await self._write(decide(saga)._replace(steps=(entry,), expected_version=saga.version))
                 return
 
     def _check_size(self, context: str) -> None:

@@ -5,6 +5,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, cast, get_args
@@ -27,7 +28,9 @@ _FIRST_UNREADABLE_INT = 10**4300  # Python's own limit for reading an integer ba
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-_ACTIONS = get_args(StepAction)
+_ACTIONS = frozenset(get_args(StepAction))
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_ESCAPED_SURROGATE = r"\ud"  # also of a character beyond the BMP, which is fine
 
 _Status = TypeVar("_Status", bound=StrEnum)
 
@@ -109,11 +112,31 @@ def valid_period(field: str, period: object) -> timedelta:
 
 def encode_context(context: object) -> str:
     """Return the context as JSON text in ASCII, which every storage keeps to the letter."""
+    if type(context) is dict:
+        with suppress(TypeError, ValueError, RecursionError):  # what can't be encoded is named below, by its path
+            if is_plain(context) and _ESCAPED_SURROGATE not in (text := _ENCODER.encode(context)):
+                return text
     _check_context(context)
     try:
         return _ENCODER.encode(context)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidSagaDataError("context", f"can't be written as JSON: {exc}") from exc
+
+
+def is_plain(container: Any, depth: int = MAX_CONTEXT_DEPTH) -> bool:  # noqa: ANN401 - a context holds anything
+    """Whether a dict or list holds nothing but JSON's own types; what isn't plain may still be valid."""
+    if depth == 0:
+        return False
+    if type(container) is dict:
+        for key in container:
+            if type(key) is not str:
+                return False
+        container = container.values()
+    for value in container:
+        kind = type(value)
+        if kind not in _SCALARS and not ((kind is dict or kind is list) and is_plain(value, depth - 1)):
+            return False
+    return True
 
 
 def check_size(context: str, max_bytes: int) -> None:

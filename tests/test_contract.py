@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import TypeAlias
 from uuid import UUID, uuid4
 
@@ -110,6 +111,16 @@ class TestMemoryTransaction(
         return transaction
 
 
+async def make_older(engine: AsyncEngine, saga_id: UUID, by: timedelta) -> None:
+    row = SagaExecutionModel
+    async with engine.begin() as connection:
+        await connection.execute(
+            update(row)
+            .where(row.id == saga_id)
+            .values(updated_at=row.updated_at - by, lease_expires_at=row.lease_expires_at - by)
+        )
+
+
 class PostgreSQLFixtures:
     @pytest.fixture(params=DRIVERS)
     def engine(self, request: pytest.FixtureRequest, make_engine: Callable[[str], AsyncEngine]) -> AsyncEngine:
@@ -128,16 +139,7 @@ class PostgreSQLFixtures:
 
     @pytest.fixture
     def age(self, engine: AsyncEngine) -> Age:
-        async def age(saga_id: UUID, by: timedelta) -> None:
-            row = SagaExecutionModel
-            async with engine.begin() as connection:
-                await connection.execute(
-                    update(row)
-                    .where(row.id == saga_id)
-                    .values(updated_at=row.updated_at - by, lease_expires_at=row.lease_expires_at - by)
-                )
-
-        return age
+        return partial(make_older, engine)
 
 
 class TestPostgreSQL(

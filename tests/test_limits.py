@@ -31,6 +31,7 @@ from saga_store import (
 )
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.group_commit import MAX_BATCH_BYTES
+from saga_store.sqlalchemy.saving import Saver
 from saga_store.write import Outcome, Write
 from tests.databases import Database
 from tests.test_contract import DRIVERS
@@ -72,16 +73,18 @@ def traced() -> Iterator[Callable[[], int]]:
         tracemalloc.stop()
 
 
-class BatchSizes(SqlAlchemySagaStorage):
-    """Notes how many bytes of contexts each statement of group commit carries."""
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many bytes of contexts each statement of group commit carries."""
+    sizes: list[list[int]] = []
+    save_unlocked = Saver.save_unlocked
 
-    def __init__(self, bind: AsyncEngine) -> None:
-        super().__init__(bind)
-        self.batches: list[list[int]] = []
+    async def noted(saver: Saver, writes: Sequence[Write]) -> Sequence[Outcome | None]:
+        sizes.append([len(write.context or "") for write in writes])
+        return await save_unlocked(saver, writes)
 
-    async def _save_unlocked(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
-        self.batches.append([len(write.context or "") for write in writes])
-        return await super()._save_unlocked(writes)
+    monkeypatch.setattr(Saver, "save_unlocked", noted)
+    return sizes
 
 
 @pytest.fixture(params=["memory", "engine", "session"])
@@ -189,17 +192,19 @@ class TestContextSize:
         assert raised.value.field == "max_context_bytes"
 
     @pytest.mark.parametrize("driver", DRIVERS)
-    async def test_big_ones_and_small_ones_at_once(self, driver: str, make_engine: MakeEngine) -> None:
+    async def test_big_ones_and_small_ones_at_once(
+        self, driver: str, make_engine: MakeEngine, batches: list[list[int]]
+    ) -> None:
         """Concurrent contexts from 1 KB to 6 MB are all stored, and what exceeds a batch's bound goes alone."""
-        storage = BatchSizes(make_engine(driver))
+        storage = SqlAlchemySagaStorage(make_engine(driver))
         contexts = {uuid4(): context_of(KB * (6000 if n % 20 == 0 else 300 if n % 3 == 0 else 1)) for n in range(40)}
         async with asyncio.TaskGroup() as tasks:
             for saga_id, context in contexts.items():
                 tasks.create_task(storage.create_saga(saga_id, "order", context))
 
-        assert sum(map(len, storage.batches)) == len(contexts)
-        assert any(len(batch) > 1 for batch in storage.batches)
-        assert all(len(batch) == 1 or sum(batch) <= MAX_BATCH_BYTES for batch in storage.batches)
+        assert sum(map(len, batches)) == len(contexts)
+        assert any(len(batch) > 1 for batch in batches)
+        assert all(len(batch) == 1 or sum(batch) <= MAX_BATCH_BYTES for batch in batches)
         for saga_id, context in contexts.items():
             assert (await storage.get_saga(saga_id)).context == context
 
@@ -248,13 +253,13 @@ class TestHistoryLength:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-@pytest.mark.parametrize("options", [{}, {"group_commit": False}], ids=["group_commit", "alone"])
+@pytest.mark.parametrize("group_commit", [True, False], ids=["group_commit", "alone"])
 class TestManyCallers:
     async def test_1000_callers_on_a_pool_of_5(
-        self, options: dict[str, bool], driver: str, make_engine: MakeEngine
+        self, *, group_commit: bool, driver: str, make_engine: MakeEngine
     ) -> None:
         """A thousand callers at once write, append and read on five connections: all succeed, and nothing is lost."""
-        storage = SqlAlchemySagaStorage(make_engine(driver, **PATIENT_POOL), **options)
+        storage = SqlAlchemySagaStorage(make_engine(driver, **PATIENT_POOL), group_commit=group_commit)
         sagas = {uuid4(): n for n in range(MANY)}
         shared = list(sagas)[:10]
 
@@ -270,14 +275,12 @@ class TestManyCallers:
         for line, history in enumerate(histories):
             names = [entry.step_name for entry in history]
             expected = [f"step-{n}" for n in range(line, MANY, 10)]
-            assert names == expected if not options else sorted(names) == sorted(expected)
+            assert names == expected if group_commit else sorted(names) == sorted(expected)
 
-    async def test_an_exhausted_pool_is_told(
-        self, options: dict[str, bool], driver: str, make_engine: MakeEngine
-    ) -> None:
+    async def test_an_exhausted_pool_is_told(self, *, group_commit: bool, driver: str, make_engine: MakeEngine) -> None:
         """If no connection comes back in time, every caller hears of the pool, and nothing is written."""
         engine = make_engine(driver, pool_size=1, max_overflow=0, pool_timeout=0.05)
-        storage, sagas = SqlAlchemySagaStorage(engine, **options), [uuid4() for _ in range(50)]
+        storage, sagas = SqlAlchemySagaStorage(engine, group_commit=group_commit), [uuid4() for _ in range(50)]
         async with engine.connect():
             written = await asyncio.gather(
                 *(storage.save(Checkpoint(saga_id, name="order")) for saga_id in sagas), return_exceptions=True

@@ -17,6 +17,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from saga_store.sqlalchemy import Base
 from saga_store.sqlalchemy.tables import REVISION
 from tests.databases import Database
+from tests.programs import dump, psql
+from tests.rows import digests, seed
 
 ROOT = Path(__file__).parent.parent
 REVISIONS = [script.revision for script in ScriptDirectory(str(ROOT / "migrations")).walk_revisions()][::-1]
@@ -103,11 +105,11 @@ class TestCommands:
     def test_offline_sql_needs_no_database_and_gives_the_same_schema(
         self, database: Database, empty_database: Database
     ) -> None:
-        """What `upgrade head --sql` prints can be replayed as it is, and leads to the same catalog."""
-        script = succeed("upgrade", "head", "--sql", url=None)
-        with psycopg.connect(empty_database.url(), autocommit=True) as connection:
-            connection.execute(script.encode())
+        """What `upgrade head --sql` prints can be replayed by psql as it is, and leads to the same catalog."""
+        done = psql(empty_database, succeed("upgrade", "head", "--sql", url=None))
 
+        assert (done.returncode, done.stderr) == (0, "")
+        assert dump(empty_database) == dump(database)
         assert fingerprint(empty_database) == fingerprint(database)
         assert f"{REVISION} (head)" in succeed("current", url=empty_database.url())
 
@@ -200,13 +202,27 @@ class TestStairway:
         down = before.down_revision or "base"
         assert isinstance(down, str)
         command.upgrade(with_url, down) if down != "base" else None
-        below = fingerprint(empty_database)
+        # To have the version table there from the beginning.
+        command.stamp(with_url, down)
+        below = fingerprint(empty_database), dump(empty_database)
         command.upgrade(with_url, revision)
-        above = fingerprint(empty_database)
+        above = fingerprint(empty_database), dump(empty_database)
         command.downgrade(with_url, down)
-        assert fingerprint(empty_database) == below
+        assert (fingerprint(empty_database), dump(empty_database)) == below
         command.upgrade(with_url, revision)
-        assert fingerprint(empty_database) == above
+        assert (fingerprint(empty_database), dump(empty_database)) == above
+
+    @pytest.mark.parametrize("revision", REVISIONS[1:])
+    def test_rows_survive_the_way_down_and_up(self, empty_database: Database, revision: str) -> None:
+        """Every value of the columns that stay is as it was."""
+        with_url = config(url=empty_database.url("psycopg"))
+        command.upgrade(with_url, revision)
+        seed(empty_database)
+        rows = digests(empty_database)
+        command.downgrade(with_url, "-1")
+        assert digests(empty_database) == rows
+        command.upgrade(with_url, revision)
+        assert digests(empty_database) == rows
 
     def test_there_is_one_head_and_the_package_needs_it(self) -> None:
         assert ScriptDirectory(str(ROOT / "migrations")).get_heads() == [REVISION]

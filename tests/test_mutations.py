@@ -136,7 +136,7 @@ class ForgetsVersions(MemorySession):
     """Checks no version."""
 
     async def _apply(self, write: Write) -> Outcome:
-        return await super()._apply(replace(write, expected_version=None))
+        return await super()._apply(write._replace(expected_version=None))
 
 
 class CountsEntries(MemorySession):
@@ -145,7 +145,7 @@ class CountsEntries(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         row = self._row(write.saga_id)
         if row and not write.creates and not write.changes_row:
-            write = replace(write, status=row.status)
+            write = write._replace(status=row.status)
         return await super()._apply(write)
 
 
@@ -155,7 +155,7 @@ class CountsDifferences(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         row = self._row(write.saga_id)
         if row and (write.status, write.context) in ((row.status, None), (None, row.context)):
-            write = replace(write, status=None, context=None)
+            write = write._replace(status=None, context=None)
         return await super()._apply(write)
 
 
@@ -165,7 +165,7 @@ class ChecksBeforeWaiting(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         row = self._row(write.saga_id)
         if row and row.version == write.expected_version:
-            write = replace(write, expected_version=None)
+            write = write._replace(expected_version=None)
         return await super()._apply(write)
 
 
@@ -208,7 +208,7 @@ class CreatesWhatIsMissing(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         outcome = await super()._apply(write)
         if isinstance(outcome, SagaNotFoundError):
-            await super()._apply(replace(write, name="unknown", expected_version=None))
+            await super()._apply(write._replace(name="unknown", expected_version=None))
         return outcome
 
 
@@ -228,7 +228,7 @@ class ReportsTakenIdLate(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         outcome = await super()._apply(write)
         if write.creates and isinstance(outcome, SagaStoreError):
-            await super()._apply(replace(write, name=None))
+            await super()._apply(write._replace(name=None))
         return outcome
 
 
@@ -249,7 +249,7 @@ class LosesEmptyDetails(MemorySession):
 
     async def _apply(self, write: Write) -> Outcome:
         steps = tuple(replace(step, details=step.details or None) for step in write.steps)
-        return await super()._apply(replace(write, steps=steps))
+        return await super()._apply(write._replace(steps=steps))
 
 
 class ForgetsTimeZones(MemorySagaStorage):
@@ -264,7 +264,7 @@ class ReversesSteps(MemorySession):
     """Writes the steps of a checkpoint in the wrong order."""
 
     async def _apply(self, write: Write) -> Outcome:
-        return await super()._apply(replace(write, steps=write.steps[::-1]))
+        return await super()._apply(write._replace(steps=write.steps[::-1]))
 
 
 # Contexts
@@ -448,7 +448,7 @@ class ReadsThenWrites(MemorySession):
         await asyncio.sleep(0)
         if row is None or not write.changes_row:
             return await super()._apply(write)
-        write = replace(write, status=write.status or row.status, context=write.context or row.context)
+        write = write._replace(status=write.status or row.status, context=write.context or row.context)
         outcome = await super()._apply(write)
         self._rows[row.id] = replace(self._rows[row.id], version=row.version + 1)
         return outcome
@@ -677,7 +677,7 @@ class RenewsNothing(MemorySession):
     """Takes and releases leases, and doesn't renew them."""
 
     async def _apply(self, write: Write) -> Outcome:
-        return await super()._apply(replace(write, lease=None) if write.lease and write.lease.renews else write)
+        return await super()._apply(write._replace(lease=None) if write.lease and write.lease.renews else write)
 
 
 class KeepsLeases(MemorySession):
@@ -686,7 +686,7 @@ class KeepsLeases(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         row = self._row(write.saga_id)
         if row and write.lease and write.lease.releases:
-            write = replace(write, lease=None, status=row.status)
+            write = write._replace(lease=None, status=row.status)
         return await super()._apply(write)
 
 
@@ -695,7 +695,7 @@ class RecordsNothing(MemorySession):
 
     async def _apply(self, write: Write) -> Outcome:
         steps = tuple(step for step in write.steps if not step.step_name.startswith("saga_store."))
-        return await super()._apply(replace(write, steps=steps))
+        return await super()._apply(write._replace(steps=steps))
 
 
 class DoubtsByNameOnly(MemorySagaStorage):

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     DDL,
     JSON,
     BigInteger,
@@ -21,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-REVISION = "saga_store_0001"
+REVISION = "saga_store_0003"
 """The migration that this release needs."""
 
 _NOW = text("now()")
@@ -68,15 +69,23 @@ class SagaExecutionModel(Base):
         server_default=_NOW,
         comment="When this row last changed; deliberately not indexed, so that updates stay HOT",
     )
+    recent_writes: Mapped[list[int] | None] = mapped_column(
+        ARRAY(BigInteger),
+        comment="Ids of the last writes that expected a version, so that one whose answer got lost is recognised",
+    )
     __table_args__ = (
         CheckConstraint(
             "status IN ('PENDING', 'RUNNING', 'COMPENSATING', 'COMPLETED', 'FAILED')",
             name="ck_saga_executions_status",
         ),
+        # Half a lease is none.
+        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="ck_saga_executions_lease"),
         # Sagas by age: reports, and deleting the oldest.
         Index("ix_saga_executions_created_at", "created_at"),
         # What recovery scans: the living sagas only, by a column that never changes.
         Index("ix_saga_executions_recovery", "created_at", postgresql_where=_UNFINISHED),
+        # Which sagas failed lately: an operator's question.
+        Index("ix_saga_executions_failed", "created_at", postgresql_where=text("status = 'FAILED'")),
         {"comment": "Sagas: one row each, with its present state (saga-store)"},
     )
 

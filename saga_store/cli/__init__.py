@@ -1,0 +1,43 @@
+"""The command ``saga-store``. Nothing else of the package reads the environment or prints.
+
+A verb is added by a module of its own: a function ``register(verbs)``, which stands in ``REGISTERED``.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
+
+from saga_store.cli import migrate
+from saga_store.cli.console import Console
+from saga_store.cli.exits import Exit
+from saga_store.cli.verbs import Verbs
+from saga_store.errors import SagaStoreError
+from saga_store.schema import MigrationLockError
+
+REGISTERED = (migrate.register,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, and return its exit code (see ``Exit``); wrong usage exits with 2, as argparse does."""
+    parser = argparse.ArgumentParser(
+        prog="saga-store",
+        description="Manage saga-store's tables in PostgreSQL.",
+        epilog="Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit),
+    )
+    verbs = Verbs(parser.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+    for register in REGISTERED:
+        register(verbs)
+    given = parser.parse_args(arguments)
+    console = Console(as_json=given.json)
+    try:
+        return int(given.run(given, console))
+    except MigrationLockError as exc:
+        return console.fail(exc, Exit.LOCKED)
+    except (SagaStoreError, CommandError, SQLAlchemyError) as exc:
+        return console.fail(exc, Exit.FAILED)
+    except KeyboardInterrupt:
+        print("saga-store: interrupted", file=sys.stderr)
+        return Exit.INTERRUPTED

@@ -1,0 +1,41 @@
+"""How a verb is added to the command."""
+
+import argparse
+from collections.abc import Callable
+
+from saga_store.cli.console import Console
+
+Run = Callable[[argparse.Namespace, Console], int]
+
+
+class Verbs:
+    """The verbs of the command; each gets the options that all of its kind have."""
+
+    def __init__(self, subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+        self._subparsers = subparsers
+
+    def add(self, name: str, run: Run, *, summary: str, database: bool, waits: bool = False) -> argparse.ArgumentParser:
+        """Add a verb and return its parser, for options of its own.
+
+        Args:
+            name: What is typed.
+            run: Called with what was parsed; returns the exit code.
+            summary: One sentence for the help.
+            database: Whether it needs one, and so ``--url``.
+            waits: Whether it takes locks, and so ``--lock-wait``.
+        """
+        parser = self._subparsers.add_parser(name, help=summary, description=summary)
+        parser.set_defaults(run=run)
+        parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        parser.add_argument("--schema", metavar="NAME", help="where the tables are (default: by the search_path)")
+        if database:
+            parser.add_argument("--url", help="the database; without it, DATABASE_URL of the environment")
+        if waits:
+            parser.add_argument(
+                "--lock-wait",
+                metavar="SECONDS",
+                type=float,
+                default=60.0,
+                help="how long to wait for another migration, and then in each revision for the tables (default: 60)",
+            )
+        return parser

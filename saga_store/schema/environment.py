@@ -1,0 +1,131 @@
+"""What Alembic's env.py does: connect, wait for its turn, and run the revisions that the command asks for."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from saga_store.schema import offline
+from saga_store.schema.connections import Bind, connected
+from saga_store.schema.errors import MigrationError, MigrationLockError
+from saga_store.schema.patience import Patience, is_refused_lock
+from saga_store.schema.pooler import refuse_shared_sessions
+from saga_store.schema.scripts import VERSION_TABLE
+from saga_store.schema.session import migration, require_schema, target_schema
+from saga_store.schema.sessions import holders_of_tables
+from saga_store.schema.settings import Settings
+from saga_store.sqlalchemy import Base
+from saga_store.sqlalchemy.failures import reason, sqlstate
+
+StepsFunction = Callable[[Any, MigrationContext], Iterable[Any]]
+
+
+def run() -> None:
+    """Run Alembic's present command, online or offline.
+
+    What the configuration may bring along as attributes: ``bind`` (or ``connection``, ``engine`` or ``url``; without
+    any, the URL is DATABASE_URL of the environment), ``settings``, ``applied``, a list that receives the ids of the
+    revisions as they are committed, and ``report``, which is told of progress. ``-x`` arguments override the settings.
+    """
+    settings = Settings.read(context.get_x_argument(as_dictionary=True), context.config.attributes)
+    if context.is_offline_mode():
+        _configure(dialect_name="postgresql", literal_binds=True)
+        offline.begin(settings, stamps="purge" in context.get_context().opts)
+        context.run_migrations()
+        offline.end(settings)
+    else:
+        connected(_bind(), lambda connection: _run(connection, settings))
+
+
+def _bind() -> Bind:
+    attributes = context.config.attributes
+    given = [attributes[name] for name in ("bind", "connection", "engine", "url") if attributes.get(name) is not None]
+    return given[0] if given else os.environ.get("DATABASE_URL", "")
+
+
+def _run(connection: Connection, settings: Settings) -> None:
+    refuse_shared_sessions(connection)
+    with target_schema(connection, settings) as schema:
+        _configure(connection=connection)
+        steps = context.get_context().opts["fn"]
+        # Only what has somewhere to go writes: upgrade, downgrade, stamp.
+        if "destination_rev" in context.get_context().opts:
+            with migration(connection, settings, schema):
+                _migrate(connection, settings, steps)
+        else:
+            with connection.begin():
+                require_schema(connection, schema)
+            _configure(connection=connection, dont_mutate=True)
+            context.run_migrations()
+
+
+def _migrate(connection: Connection, settings: Settings, steps: StepsFunction) -> None:
+    """Run the steps, each in a transaction of its own, and again those that couldn't get a lock."""
+    patience = Patience(connection, settings.lock_wait)
+    remaining = _Remaining(steps, patience)
+    while True:
+        report = context.config.attributes.get("report")
+        _configure(connection=connection, fn=remaining, patience=patience, report=report)
+        try:
+            context.run_migrations()
+        except DBAPIError as exc:
+            if patience.pause_after(exc):
+                continue
+            if is_refused_lock(exc):
+                raise MigrationLockError(
+                    f"{remaining} couldn't get its locks within {patience.wait.total_seconds():g} s, and is not done. "
+                    f"Sessions that are in the way:\n{holders_of_tables(connection)}\n"
+                    "Have them end, or try again with a longer --lock-wait (alembic: -x lock_wait=SECONDS)."
+                ) from exc
+            raise MigrationError(f"{remaining} failed with SQLSTATE {sqlstate(exc)}: {reason(exc)}") from exc
+        return
+
+
+class _Remaining:
+    """The steps of one command that aren't committed yet.
+
+    They are found once: found anew after a failure, ``+2`` would count from wherever the first attempt had got.
+    """
+
+    def __init__(self, steps: StepsFunction, patience: Patience) -> None:
+        self._steps = steps
+        self._patience = patience
+        self._remaining: deque[Any] | None = None
+
+    def __call__(self, heads: object, migration_context: MigrationContext) -> Iterator[Any]:
+        if self._remaining is None:
+            self._remaining = deque(self._steps(heads, migration_context))
+        while self._remaining:
+            yield self._remaining[0]
+            # Alembic comes back for the next step once this one is committed.
+            self._remaining.popleft()
+            self._patience.renew()
+
+    def __str__(self) -> str:
+        return str(self._remaining[0]) if self._remaining else "reading the version table"
+
+
+def _configure(**how: object) -> None:
+    context.configure(
+        **how,  # type: ignore[arg-type] # keywords of Alembic's, passed on
+        target_metadata=Base.metadata,
+        version_table=VERSION_TABLE,
+        include_name=_is_ours,
+        compare_server_default=True,
+        transaction_per_migration=True,
+        on_version_apply=_note,  # type: ignore[arg-type] # which is called with keywords
+    )
+
+
+def _is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    """Look at no tables but ours: `alembic check` runs in databases that hold others."""
+    return kind != "table" or name in Base.metadata.tables
+
+
+def _note(*, step: MigrationInfo, **_others: object) -> None:
+    context.config.attributes.setdefault("applied", []).append(step.up_revision_id)
