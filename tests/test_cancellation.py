@@ -191,7 +191,7 @@ class TestCancellation:
     async def test_a_write_is_cancelled_anywhere(
         self,
         call: str,
-        options: dict[str, bool],
+        options: dict[str, Any],
         engine: AsyncEngine,
         database: Database,
         caplog: pytest.LogCaptureFixture,
