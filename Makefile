@@ -60,7 +60,7 @@ check: $(READY) ## check format, lint and types
 test: $(READY) ## run the tests on a real PostgreSQL, in random order, and report branch coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
 
-fuzz: $(READY) ## compare PostgreSQL with the twin in memory, 2,000 random schedules of 50 steps; takes ten minutes
+fuzz: $(READY) ## compare PostgreSQL with the twin in memory, in 2,500 random schedules of up to 50 steps; takes ten minutes
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
