@@ -98,7 +98,7 @@ class TestThePage:
         blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
         lines = [line.split()[1:] for block in blocks for line in block.splitlines() if line.startswith("saga-store")]
 
-        assert ["adopt", "--finish", "--execute"] == lines[-1]
+        assert lines[-1] == ["adopt", "--finish", "--execute"]
         for verb, *arguments in lines:
             assert (run(*arguments)[0] if verb == "adopt" else main([verb, *arguments])) == Exit.DONE
         assert schema.check(cqrs_database.url("psycopg")).state is State.CURRENT
