@@ -72,7 +72,7 @@ pgbouncer: $(READY) ## run the contract through PgBouncer, over all binds and dr
 limits: $(READY) ## run the tests of limits at full size: contexts of 50 MB, histories of 100,000 entries
 	SAGA_STORE_TEST_LIMITS=complete $(BIN)/pytest tests/test_limits.py $(ARGS)
 
-fuzz: $(READY) ## compare PostgreSQL with the twin in memory, 2,000 random schedules of 50 steps; takes ten minutes
+fuzz: $(READY) ## compare PostgreSQL with the twin in memory, in 2,500 random schedules of up to 50 steps; takes ten minutes
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models

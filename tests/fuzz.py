@@ -224,7 +224,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make fuzz", description="Compare PostgreSQL with the twin in memory, in random schedules of calls."
     )
-    parser.add_argument("--schedules", type=int, default=2_000, metavar="N", help="how many in all (2,000)")
+    parser.add_argument("--schedules", type=int, default=2_500, metavar="N", help="how many in all (2,500)")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="the length of each (50)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9), help="random unless given")
     parser.add_argument("--bind", action="append", choices=BINDS, help="only this one; may be given several times")

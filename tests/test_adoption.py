@@ -37,6 +37,11 @@ A_RUNNING_SAGA = "SELECT id, version FROM saga_executions WHERE status::text = '
 
 
 @pytest.fixture
+def url(cqrs_database: Database) -> str:
+    return cqrs_database.url("psycopg")
+
+
+@pytest.fixture
 async def storage(cqrs_database: Database) -> AsyncIterator[SqlAlchemySagaStorage]:
     engine = create_async_engine(cqrs_database.url("asyncpg"))
     yield SqlAlchemySagaStorage(engine)

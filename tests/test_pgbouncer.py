@@ -4,11 +4,14 @@ The default is the contract over the binds and drivers that differ most; SAGA_ST
 `make pgbouncer`, runs it over all of them.
 """
 
+import ast
 import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from types import FunctionType
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -16,16 +19,26 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
-from saga_store import ICheckpointStorage, SagaNotFoundError, SagaStatus, SagaStepStatus, StorageUnavailableError
+from saga_store import (
+    Checkpoint,
+    ICheckpointStorage,
+    LogStep,
+    SagaNotFoundError,
+    SagaStatus,
+    SagaStepStatus,
+    StorageUnavailableError,
+)
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
-from saga_store.testing import CheckpointUnit, Transactions
+from saga_store.testing import CheckpointUnit, TransactionContract, Transactions
 from saga_store.testing.postgres import PostgresServer
 from tests import test_contract
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database, Databases
-from tests.pgbouncer import ENGINE_OPTIONS, pgbouncer
+from tests.pgbouncer import ENGINE_OPTIONS, SETTINGS, pgbouncer
 from tests.test_contract import DRIVERS, JOINING_BINDS, OWNING_BINDS
+from tests.test_readme import ROOT, blocks_of
 
+DOCUMENT = (ROOT / "docs" / "limits.md").read_text()
 COMPLETE = os.environ.get("SAGA_STORE_TEST_PGBOUNCER") == "complete"
 
 
@@ -76,7 +89,7 @@ class TestContract(test_contract.TestPostgreSQL):
         return lambda: nullcontext(storage)
 
 
-class TestTransactionContract(test_contract.TestPostgreSQLTransaction):
+class TransactionsThroughPgBouncer:
     @pytest.fixture(params=DRIVERS if COMPLETE else ["psycopg"])
     def engine(self, request: pytest.FixtureRequest, make_engine: Callable[..., AsyncEngine]) -> AsyncEngine:
         return make_engine(request.param, **ENGINE_OPTIONS[request.param])
@@ -89,6 +102,16 @@ class TestTransactionContract(test_contract.TestPostgreSQLTransaction):
                 yield SqlAlchemySagaStorage(bind), bind
 
         return transaction
+
+
+class TestTransactionContract(TransactionsThroughPgBouncer, test_contract.PostgreSQLFixtures, TransactionContract):
+    """What only a caller's transaction has to do with; the whole contract takes its place if that is asked for."""
+
+    __test__ = not COMPLETE
+
+
+class TestContractInTransactions(TransactionsThroughPgBouncer, test_contract.TestPostgreSQLTransaction):
+    __test__ = COMPLETE
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -185,6 +208,39 @@ class TestEngineThatKeepsStatements:
         async with engine_on(narrow.url(driver), **ENGINE_OPTIONS[driver]) as engine:
             with pytest.raises(SagaNotFoundError):
                 await SqlAlchemySagaStorage(engine).get_saga(saga_id)
+
+
+class TestDocument:
+    """What docs/limits.md shows is what is tested here."""
+
+    @pytest.mark.parametrize("driver", DRIVERS)
+    async def test_its_engine_works(self, driver: str, narrow: Database) -> None:
+        """The engine that the document makes for this driver writes and reads through PgBouncer."""
+        url = f"postgresql+{driver}://user:password@localhost:6432/shop"
+        [block] = [block for block in blocks_of(DOCUMENT) if url in block.text]
+        made: dict[str, Any] = {}
+        exec(block.text.replace(url, narrow.url(driver)), made)  # noqa: S102 - our own document's
+        storage = SqlAlchemySagaStorage(made["engine"])
+        await asyncio.gather(*(storage.create_saga(uuid4(), "order", {}) for _ in range(20)))
+        await made["engine"].dispose()
+
+    def test_its_settings_are_those_of_the_tests(self) -> None:
+        """Beyond addresses, users and sizes, the tests' PgBouncer has what the document asks for and round robin."""
+        [block] = [block for block in blocks_of(DOCUMENT) if block.language == "ini"]
+        local = ("listen_", "auth_", "unix_socket_dir", "default_pool_size", "max_client_conn", "server_round_robin")
+        tested = SETTINGS.partition("[pgbouncer]")[2].splitlines()
+        assert block.text.splitlines()[1:] == [line for line in tested if line and not line.startswith((*local, ";"))]
+
+    async def test_its_stream_works(self, narrow: Database, capsys: pytest.CaptureFixture[str]) -> None:
+        """The loop over a long history runs as it stands there, through PgBouncer as well."""
+        [block] = [block for block in blocks_of(DOCUMENT) if "iter_step_history(" in block.text]
+        async with engine_on(narrow.url("psycopg"), **ENGINE_OPTIONS["psycopg"]) as engine:
+            storage, saga_id = SqlAlchemySagaStorage(engine), uuid4()
+            step = LogStep("pay", "act", SagaStepStatus.STARTED)
+            await storage.save(Checkpoint(saga_id, name="order", steps=[step] * 1001))
+            code = compile(block.text, "limits.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            await FunctionType(code, {"storage": storage, "saga_id": saga_id})()
+        assert capsys.readouterr().out.count(" pay STARTED\n") == 1001
 
 
 class TestStartup:

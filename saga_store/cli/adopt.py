@@ -3,7 +3,6 @@
 import argparse
 import os
 from dataclasses import asdict
-from datetime import timedelta
 
 from saga_store import adoption
 from saga_store.adoption import AdoptionError, Goal, Plan
@@ -53,7 +52,7 @@ def _adopt(given: argparse.Namespace, console: Console) -> int:
     if not given.execute:
         console.result(_described(plan), executed=False, **asdict(plan))
         return Exit.FAILED if plan.refusals else Exit.DONE
-    where = {"schema": given.schema, "lock_wait": timedelta(seconds=given.lock_wait)}
+    where = {"schema": given.schema, "lock_wait": given.lock_wait, "report": console.report}
     if given.goal == "finish":
         steps = adoption.finish(given_url(given), **where)
     else:

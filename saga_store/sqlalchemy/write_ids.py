@@ -28,7 +28,7 @@ def leads_to(write: Write) -> int:
 
 def new_write_id(write: Write) -> int | None:
     """Return an id for a write that expects a version; None for one that may be repeated anyway, or may not."""
-    if write.expected_version is None or not (write.changes_row or write.steps):
+    if write.expected_version is None or not (write.creates or write.changes_row or write.steps):
         return None
     return (leads_to(write) & VERSION_MASK) << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
 

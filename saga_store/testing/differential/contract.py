@@ -19,7 +19,15 @@ from saga_store.testing.transaction import TransactionalContract, Transactions
 
 
 async def find_difference(  # noqa: PLR0913 - how much to try, all keywords
-    opener: Opener, age: Age, *, joins: bool, schedules: int, steps: int, start: int, tally: Tally | None = None
+    opener: Opener,
+    age: Age,
+    *,
+    joins: bool,
+    schedules: int,
+    steps: int,
+    start: int,
+    shrink: bool = True,
+    tally: Tally | None = None,
 ) -> Tally:
     """Run schedules that are the same whenever they start from the same number, and compare each step.
 
@@ -30,13 +38,14 @@ async def find_difference(  # noqa: PLR0913 - how much to try, all keywords
         schedules: How many to try.
         steps: How long each of them is.
         start: Where the choice of schedules starts.
+        shrink: Whether to look for a shorter schedule once one is found.
         tally: Counts them, if the caller wants to know how far it has come.
 
     Returns:
         How much was tried, which is less than was asked for if a difference was found.
 
     Raises:
-        AssertionError: The storage differs from its twin; the notes have the shortest schedule found that shows it.
+        AssertionError: The storage differs from its twin; the notes have the shortest schedule found.
     """
     arena = Arena(asyncio.get_running_loop(), opener, age, joins, tally=tally or Tally())
     kind: type[DifferentialMachine] = JoiningMachine if joins else OwningMachine
@@ -51,7 +60,7 @@ async def find_difference(  # noqa: PLR0913 - how much to try, all keywords
         settings=settings(
             max_examples=schedules,
             stateful_step_count=steps,
-            phases=[Phase.generate, Phase.shrink],
+            phases=[Phase.generate, *[Phase.shrink] * shrink],
             database=None,
             deadline=None,
             report_multiple_bugs=False,

@@ -126,7 +126,7 @@ class Twin:
     """
 
     def __init__(self, *, joins: bool) -> None:
-        self._database = MemoryDatabase(clock=_Clock())
+        self._database = MemoryDatabase(clock=TwinClock())
         self._joins = joins
 
     @asynccontextmanager
@@ -141,7 +141,7 @@ class Twin:
         self._database.age(saga_id, by)
 
 
-class _Clock:
+class TwinClock:
     """The time of day, later at every look: as it is for statements that travel to a server one after the other."""
 
     def __init__(self) -> None:
