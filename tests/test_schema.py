@@ -74,16 +74,16 @@ class TestCheck:
             (
                 "DROP INDEX ix_saga_logs_created_at",
                 (
-                    "index saga_logs.ix_saga_logs_created_at: missing, should be CREATE INDEX ix_saga_logs_created_at ON "
-                    "saga_logs USING btree (created_at)"
+                    "index saga_logs.ix_saga_logs_created_at: missing, should be "
+                    "CREATE INDEX ix_saga_logs_created_at ON saga_logs USING btree (created_at)"
                 ),
             ),
             (
                 "UPDATE pg_index SET indisvalid = FALSE WHERE indexrelid = 'ix_saga_logs_created_at'::regclass",
                 (
-                    "index saga_logs.ix_saga_logs_created_at: is CREATE INDEX ix_saga_logs_created_at ON saga_logs USING "
-                    "btree (created_at) INVALID, should be CREATE INDEX ix_saga_logs_created_at ON saga_logs USING btree "
-                    "(created_at)"
+                    "index saga_logs.ix_saga_logs_created_at: is "
+                    "CREATE INDEX ix_saga_logs_created_at ON saga_logs USING btree (created_at) INVALID, should be "
+                    "CREATE INDEX ix_saga_logs_created_at ON saga_logs USING btree (created_at)"
                 ),
             ),
             (
@@ -105,7 +105,8 @@ class TestCheck:
                     "ALTER TABLE saga_logs ADD CONSTRAINT ck_saga_logs_action CHECK (action <> '') NOT VALID"
                 ),
                 (
-                    "constraint saga_logs.ck_saga_logs_action: is CHECK (action::text <> ''::text) NOT VALID, should be "
+                    "constraint saga_logs.ck_saga_logs_action: is CHECK (action::text <> ''::text) NOT VALID, "
+                    "should be "
                     "CHECK (action::text = ANY "
                     "(ARRAY['act'::character varying, 'compensate'::character varying]::text[]))"
                 ),
