@@ -64,7 +64,7 @@ test: $(READY) ## run the tests on a real PostgreSQL, in random order, and repor
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
 
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
-	$(BIN)/pytest tests/test_migrations*.py tests/test_schema*.py $(ARGS)
+	SAGA_STORE_TEST_KILLS=20 $(BIN)/pytest tests/test_migrations*.py tests/test_schema.py $(ARGS)
 
 fingerprints: $(READY) ## write down what each revision makes of the tables, for `saga-store check`
 	$(BIN)/python -m tests.fingerprints

@@ -137,7 +137,10 @@ class TestRace:
                 schema.upgrade(below.url("psycopg"), lock_wait=SHORT)
             pid = other.info.backend_pid
 
-        assert f"pid {pid}, user saga, application 'other-pipeline', holds the migration lock: idle" in str(info.value)
+        assert (
+            f"pid {pid}, user {below.address.username}, application 'other-pipeline', holds the migration lock"
+            in str(info.value)
+        )
         assert schema.current(below.url("psycopg")) == FIRST
 
     def test_other_schemas_are_migrated_side_by_side(self, empty_database: Database) -> None:
@@ -195,7 +198,8 @@ class TestHeldTables:
             pid = holder.info.backend_pid
 
         message = str(info.value)
-        assert f"pid {pid}, user saga, application 'nightly-report', holds AccessShareLock on saga_exec" in message
+        who = f"pid {pid}, user {below.address.username}, application 'nightly-report'"
+        assert f"{who}, holds AccessShareLock on saga_executions, AccessShareLock on saga_logs: idle in" in message
         assert "idle in transaction" in message
         assert "LOCK TABLE saga_executions, saga_logs IN ACCESS SHARE MODE" in message
         assert (digests(below), dump(below)) == (rows, tables)

@@ -19,6 +19,7 @@ class Console:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
         for name in ("alembic.runtime.migration", "saga_store"):
             logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger("alembic.runtime.migration").addFilter(_says_what_runs)
 
     def result(self, text: str, **facts: object) -> None:
         """Print the text, or the facts as JSON."""
@@ -37,3 +38,8 @@ class Console:
         if self._as_json:
             self.result("", error=message, exit_code=code.value)
         return code
+
+
+def _says_what_runs(record: logging.LogRecord) -> bool:
+    """Leave out what Alembic says of itself."""
+    return record.getMessage().startswith("Running")

@@ -3,7 +3,6 @@
 import argparse
 import os
 from dataclasses import asdict
-from datetime import timedelta
 
 from sqlalchemy import URL
 
@@ -45,7 +44,7 @@ def _upgrade(given: argparse.Namespace, console: Console) -> int:
         given.revision,
         schema=given.schema,
         create_schema=given.create_schema,
-        lock_wait=timedelta(seconds=given.lock_wait),
+        lock_wait=given.lock_wait,
         report=console.report,
     )
     console.result(f"applied {', '.join(applied)}" if applied else "nothing to do", applied=applied)
@@ -53,15 +52,13 @@ def _upgrade(given: argparse.Namespace, console: Console) -> int:
 
 
 def _downgrade(given: argparse.Namespace, console: Console) -> int:
-    undone = schema.downgrade(
-        given_url(given), given.revision, schema=given.schema, lock_wait=timedelta(seconds=given.lock_wait)
-    )
+    undone = schema.downgrade(given_url(given), given.revision, schema=given.schema, lock_wait=given.lock_wait)
     console.result(f"undid {', '.join(undone)}" if undone else "nothing to do", undone=undone)
     return Exit.DONE
 
 
 def _stamp(given: argparse.Namespace, console: Console) -> int:
-    schema.stamp(given_url(given), given.revision, schema=given.schema, lock_wait=timedelta(seconds=given.lock_wait))
+    schema.stamp(given_url(given), given.revision, schema=given.schema, lock_wait=given.lock_wait)
     return _current(given, console)
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 from collections.abc import Callable
+from datetime import timedelta
 
 from saga_store.cli.console import Console
+from saga_store.schema.settings import LOCK_WAIT, seconds
 
 Run = Callable[[argparse.Namespace, Console], int]
 
@@ -34,8 +36,15 @@ class Verbs:
             parser.add_argument(
                 "--lock-wait",
                 metavar="SECONDS",
-                type=float,
-                default=60.0,
+                type=_seconds,
+                default=LOCK_WAIT,
                 help="how long to wait for another migration, and then in each revision for the tables (default: 60)",
             )
         return parser
+
+
+def _seconds(value: str) -> timedelta:
+    try:
+        return seconds(value)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{value!r} can't be used: {exc}") from exc

@@ -25,6 +25,8 @@ def quoted(connection: Connection, name: str) -> str:
 @contextlib.contextmanager
 def target_schema(connection: Connection, settings: Settings) -> Iterator[str]:
     """Yield the schema's name, which all names in this session refer to until the end."""
+    if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type] # open
+        raise MigrationError("the connection is in autocommit, where a revision that fails couldn't be undone")
     with _restored(connection):
         name = settings.schema
         with connection.begin():

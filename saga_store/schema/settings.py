@@ -38,7 +38,7 @@ class Settings:
         readers: dict[str, Callable[[str], object]] = {
             "schema": _name,
             "create_schema": _truth,
-            "lock_wait": _seconds,
+            "lock_wait": seconds,
         }
         if unknown := arguments.keys() - readers.keys():
             raise MigrationError(f"there is no setting -x {min(unknown)}: choose among {', '.join(readers)}")
@@ -63,11 +63,12 @@ def _truth(value: str) -> bool:
     return value == "true"
 
 
-def _seconds(value: str) -> timedelta:
+def seconds(value: str) -> timedelta:
+    """Read a number of seconds; ValueError if it is none."""
     try:
-        seconds = float(value)
-        if seconds >= 0:
-            return timedelta(seconds=seconds)
+        number = float(value)
+        if number >= 0:
+            return timedelta(seconds=number)
     except (ValueError, OverflowError):
         pass
     raise ValueError("give a number of seconds, such as 60")
