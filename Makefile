@@ -15,10 +15,10 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench fmt check test migrations fingerprints matrix build verify clean
+.PHONY: help setup demo bench bench-migrations fmt check test crash fuzz pgbouncer limits migrations fingerprints matrix build verify clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "The tests need a PostgreSQL: SAGA_STORE_TEST_PG=auto (a container, else embedded), docker, embedded or a URL."
 
@@ -42,11 +42,17 @@ demo: $(READY) ## kill a worker in the middle of an order, then recover and comp
 bench: $(BENCH_READY) ## measure beside python-cqrs, DBOS and hand-written SQL, on a durable PostgreSQL; takes ten minutes
 	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
 
+bench-migrations: $(READY) ## measure how long writers stall while full tables are migrated; takes ten minutes
+	$(BIN)/python -m benchmarks.migrations $(ARGS)
+
 $(BENCH_READY): pyproject.toml $(READY)
 	@echo "==> Making $(BENCH_VENV), which also holds the peers."
 	$(PYTHON) -m venv --clear $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --disable-pip-version-check --no-input --quiet --editable '.[bench]'
 	@touch $@
+
+crash: $(READY) ## kill the server and its clients, cut connections, and check what became of every write; minutes
+	@$(BIN)/python -m tests.crash $(ARGS)
 
 fmt: $(READY) ## format, and fix what can be fixed
 	$(BIN)/ruff format
@@ -59,6 +65,15 @@ check: $(READY) ## check format, lint and types
 
 test: $(READY) ## run the tests on a real PostgreSQL, in random order, and report branch coverage
 	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+
+pgbouncer: $(READY) ## run the contract through PgBouncer, over all binds and drivers; needs the program pgbouncer
+	SAGA_STORE_TEST_PGBOUNCER=complete $(BIN)/pytest tests/test_pgbouncer.py $(ARGS)
+
+limits: $(READY) ## run the tests of limits at full size: contexts of 50 MB, histories of 100,000 entries
+	SAGA_STORE_TEST_LIMITS=complete $(BIN)/pytest tests/test_limits.py $(ARGS)
+
+fuzz: $(READY) ## compare PostgreSQL with the twin in memory, in 2,500 random schedules of up to 50 steps; takes ten minutes
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
 	SAGA_STORE_TEST_KILLS=20 $(BIN)/pytest tests/test_migrations*.py tests/test_schema.py $(ARGS)
@@ -80,5 +95,5 @@ verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) test
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-* .demo .bench build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .demo .bench .crash .fuzz build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,9 +11,8 @@ from uuid import UUID, uuid4
 import asyncpg  # type: ignore[import-untyped] # it has no types
 
 from benchmarks.workload import NAME, STEPS, Clock, RunSaga, new_order, receipt
+from saga_store.sqlalchemy.group_commit import LEAST_SHARED, MAX_BATCH_ROWS, MAX_FLUSHES
 from saga_store.sqlalchemy.statements import SAVE_UNLOCKED
-
-MAX_BATCH = 1000
 
 CREATE = "INSERT INTO saga_executions (id, name, context) VALUES ($1, $2, $3)"
 SET_STATUS = "UPDATE saga_executions SET status = $2, version = version + 1, updated_at = now() WHERE id = $1"
@@ -57,11 +56,12 @@ class _Write(NamedTuple):
 class Batches:
     """The floor: our statement and our way to batch, but nothing is checked and nothing lies between it and asyncpg."""
 
-    def __init__(self, save: Any, parameters: tuple[str, ...]) -> None:  # noqa: ANN401 - asyncpg's types are private
-        self._save = save
+    def __init__(self, saves: list[Any], parameters: tuple[str, ...]) -> None:
+        self._idle = saves
         self._parameters = parameters
         self._queue: list[_Write] = []
-        self._flusher: asyncio.Task[None] | None = None
+        self._in_flight = 0
+        self._flushers: set[asyncio.Task[None]] = set()
 
     def write(
         self,
@@ -75,17 +75,31 @@ class Batches:
         loop = asyncio.get_running_loop()
         text = None if context is None else json.dumps(context)
         self._queue.append(_Write(loop.create_future(), saga_id, name, status, text, steps))
-        if self._flusher is None:
-            self._flusher = loop.create_task(self._flush_all())
-        return self._queue[-1].answer
+        answer = self._queue[-1].answer
+        self._flush_what_is_queued()
+        return answer
 
-    async def _flush_all(self) -> None:
+    def _flush_what_is_queued(self) -> None:
+        worth_it = max(LEAST_SHARED, self._in_flight // 2) if len(self._idle) < MAX_FLUSHES else 1
+        if self._idle and len(self._queue) >= worth_it:
+            flusher = asyncio.get_running_loop().create_task(self._flush_all(self._idle.pop()))
+            self._flushers.add(flusher)
+            flusher.add_done_callback(self._flushers.discard)
+
+    async def _flush_all(self, save: Any) -> None:  # noqa: ANN401 - asyncpg's types are private
         while self._queue:
-            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
-            await self._flush(batch)
-        self._flusher = None
+            share = len(self._queue)
+            if not self._in_flight and share >= 2 * LEAST_SHARED:
+                share = (share + 1) // 2
+            share = min(share, MAX_BATCH_ROWS)
+            batch, self._queue = self._queue[:share], self._queue[share:]
+            self._in_flight += share
+            self._flush_what_is_queued()
+            await self._flush(save, batch)
+            self._in_flight -= share
+        self._idle.append(save)
 
-    async def _flush(self, batch: list[_Write]) -> None:
+    async def _flush(self, save: Any, batch: list[_Write]) -> None:  # noqa: ANN401 - asyncpg's types are private
         steps = [(write.saga_id, *step) for write in batch for step in write.steps]
         # What isn't here is NULL, as is an array of nothing else: the driver looks at every element of an array.
         values = {
@@ -99,7 +113,7 @@ class Batches:
             "step_statuses": [step[2] for step in steps],
         }
         try:
-            rows = await self._save(*[values.get(name) for name in self._parameters])
+            rows = await save(*[values.get(name) for name in self._parameters])
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
             rows, refusal = [], exc
         else:
@@ -118,12 +132,13 @@ def _unless_empty(column: list[str | None]) -> list[str | None] | None:
 
 @asynccontextmanager
 async def _batches(url: str) -> AsyncIterator[Batches]:
-    connection = await asyncpg.connect(url)
+    connections = [await asyncpg.connect(url) for _ in range(MAX_FLUSHES)]
     try:
-        statement = await connection.prepare(SAVE_UNLOCKED.numbered)
-        yield Batches(statement.fetch, SAVE_UNLOCKED.names)
+        statements = [await connection.prepare(SAVE_UNLOCKED.numbered) for connection in connections]
+        yield Batches([statement.fetch for statement in statements], SAVE_UNLOCKED.names)
     finally:
-        await connection.close()
+        for connection in connections:
+            await connection.close()
 
 
 @asynccontextmanager

@@ -113,10 +113,10 @@ def _table(report: Report, title: str, cell: Cell, *, of_call: bool = False) -> 
     for row in report["rows"].values():
         name = f"{row['title']} ({row['call']})" if of_call else row["title"]
         lines.append([name, *(cell(row["at"][str(crowd)]) for crowd in report["crowds"])])
-    yield from _markdown(lines)
+    yield from markdown(lines)
 
 
-def _markdown(lines: list[list[str]]) -> Iterator[str]:
+def markdown(lines: list[list[str]]) -> Iterator[str]:
     """Yield the table, its first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     yield ""
@@ -157,4 +157,4 @@ def _targets(report: Report) -> Iterator[str]:
         lines.append(
             [target["text"], measured, wanted, {True: "met", False: "NOT MET", None: "not measured"}[target["met"]]]
         )
-    yield from _markdown(lines)
+    yield from markdown(lines)

@@ -3,10 +3,20 @@
 In the checkout this is the folder ``migrations``; installed, it is the package ``saga_store.migrations``.
 """
 
+from saga_store.schema.embedding import downgrade, record_version, upgrade
 from saga_store.schema.scripts import SCRIPTS, VERSION_TABLE, make_config
 from saga_store.sqlalchemy import Base
 
-__all__ = ["SCRIPTS", "VERSIONS", "VERSION_TABLE", "include_name", "make_config"]
+__all__ = [
+    "SCRIPTS",
+    "VERSIONS",
+    "VERSION_TABLE",
+    "downgrade",
+    "include_name",
+    "make_config",
+    "record_version",
+    "upgrade",
+]
 
 VERSIONS = str(SCRIPTS / "versions")
 """The folder of the revisions, for ``version_locations``."""

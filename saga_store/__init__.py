@@ -15,7 +15,7 @@ from saga_store.errors import (
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.interface import ICheckpointStorage, IRecoveryStorage, ISagaStorage
+from saga_store.interface import ICheckpointStorage, IHistoryStorage, IRecoveryStorage, ISagaStorage
 from saga_store.memory import MemoryDatabase, MemorySagaStorage, MemorySession
 from saga_store.model import (
     Checkpoint,
@@ -34,6 +34,7 @@ __all__ = [
     "Checkpoint",
     "Context",
     "ICheckpointStorage",
+    "IHistoryStorage",
     "IRecoveryStorage",
     "ISagaStorage",
     "InvalidSagaDataError",

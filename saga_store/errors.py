@@ -145,5 +145,5 @@ class SchemaError(SagaStoreError):
     def __str__(self) -> str:
         return (
             f"the saga tables are missing or too old: found revision {self.found or 'none'}, need {self.needed}; "
-            f"run `{self.command}` against this database"
+            f"run `{self.command}` against this database, or `saga-store upgrade` outside a checkout"
         )

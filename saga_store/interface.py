@@ -1,8 +1,8 @@
 """The contract of a saga storage, told once.
 
-``ISagaStorage`` is what a saga engine needs. ``ICheckpointStorage`` adds checkpoints and versions, and
-``IRecoveryStorage`` claims; both storages of this package have all of it. Whoever implements one of them can
-run ``saga_store.testing`` against it.
+``ISagaStorage`` is what a saga engine needs. ``ICheckpointStorage`` adds checkpoints and versions,
+``IRecoveryStorage`` claims, and ``IHistoryStorage`` histories that are read piece by piece; both storages of
+this package have all of it. Whoever implements one of them can run ``saga_store.testing`` against it.
 
 What holds for every method:
 
@@ -22,6 +22,7 @@ Any method may raise ``StorageUnavailableError`` and ``SchemaError``; any write 
 """
 
 import abc
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import UUID
 
@@ -104,6 +105,28 @@ class ISagaStorage(abc.ABC):
         Raises:
             SagaNotFoundError: No saga has this id.
             InvalidSagaDataError: The id is no UUID.
+        """
+
+
+class IHistoryStorage(ISagaStorage):
+    """A storage that reads a history of any length in bounded memory."""
+
+    @abc.abstractmethod
+    def iter_step_history(self, saga_id: UUID, *, batch_size: int = 1000) -> AsyncIterator[SagaLogEntry]:
+        """Yield the saga's history in the order in which it was written, reading ``batch_size`` entries at a time.
+
+        Nothing is held between two batches: no transaction, cursor or connection of the storage's own. So the
+        caller may take its time, write to the saga meanwhile, or stop anywhere. Entries that are appended
+        meanwhile may be seen or not; what is seen has no gaps, and is what ``get_step_history`` would have
+        returned at some moment.
+
+        Args:
+            saga_id: The saga.
+            batch_size: How many entries are in memory at once, at least 1.
+
+        Raises:
+            SagaNotFoundError: No saga has this id, or it was deleted meanwhile. Raised by the iteration.
+            InvalidSagaDataError: The id is no UUID; ``batch_size`` is no int, or less than 1.
         """
 
 

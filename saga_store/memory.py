@@ -3,10 +3,12 @@
 import asyncio
 import itertools
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -14,7 +16,7 @@ from uuid import UUID
 from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaLeasedError, SagaNotFoundError
 from saga_store.model import UNFINISHED, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.storage import SagaStorage
-from saga_store.validation import decode_context
+from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes
 from saga_store.write import Claim, Outcome, Write
 
 
@@ -257,10 +259,17 @@ class MemorySagaStorage(SagaStorage):
     Args:
         bind: A ``MemoryDatabase`` (default: one of its own): every call is committed when it returns. A
             ``MemorySession``: the storage joins that transaction, and the caller commits.
+        max_context_bytes: As in ``SqlAlchemySagaStorage``.
     """
 
-    def __init__(self, bind: MemoryDatabase | MemorySession | None = None) -> None:
+    def __init__(
+        self,
+        bind: MemoryDatabase | MemorySession | None = None,
+        *,
+        max_context_bytes: int = DEFAULT_MAX_CONTEXT_BYTES,
+    ) -> None:
         self._bind = MemoryDatabase() if bind is None else bind
+        self._max_context_bytes = valid_max_context_bytes(max_context_bytes)
 
     @property
     def session(self) -> MemorySession:
@@ -291,6 +300,11 @@ class MemorySagaStorage(SagaStorage):
         if view._row(saga_id) is None:
             raise SagaNotFoundError(saga_id)
         return view._history(saga_id)
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        history = await self._fetch_history(saga_id)
+        start = bisect_right(history, after, key=attrgetter("id"))
+        return history[start : start + limit]
 
     async def _fetch_stale(
         self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int

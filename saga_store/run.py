@@ -51,6 +51,8 @@ class _Store(Protocol):
 
     async def get_step_history(self, saga_id: UUID) -> list[SagaLogEntry]: ...
 
+    def _check_size(self, context: str) -> None: ...
+
     async def _write(self, write: Write) -> int: ...
 
     async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool: ...
@@ -181,7 +183,7 @@ class SagaRun(ISagaStorage):
             InvalidSagaDataError: See ``saga_store.interface``.
         """
         self._check_id(saga_id)
-        name, text = valid_name("name", name), encode_context(context)
+        name, text = valid_name("name", name), self._encode(context)
         if self._seen or self._buffered.name:
             raise SagaAlreadyExistsError(saga_id)
         self._buffered.name, self._buffered.context = name, text
@@ -195,7 +197,7 @@ class SagaRun(ISagaStorage):
             InvalidSagaDataError: See ``saga_store.interface``.
         """
         self._check_id(saga_id)
-        text = encode_context(context)
+        text = self._encode(context)
         await self._see(valid_version(expected_version))
         self._buffered.context = text
 
@@ -249,6 +251,9 @@ class SagaRun(ISagaStorage):
     async def commit(self) -> None:
         """Write what is buffered as one checkpoint, in one statement; with nothing buffered, do nothing.
 
+        If the connection dies meanwhile, a storage that commits its own writes finds out by itself what came
+        of it, and raises UnknownOutcomeError only if it couldn't in time.
+
         When it raises, everything stays buffered. After UnknownOutcomeError committing again can't write
         twice, since what was written raised the version, and is refused the second time; unless only log
         entries were buffered, which don't raise it.
@@ -270,7 +275,7 @@ class SagaRun(ISagaStorage):
                     context=buffered.context,
                     steps=tuple(buffered.steps),
                     logged_at=tuple(buffered.logged_at),
-                    expected_version=None if buffered.name else self.version,
+                    expected_version=0 if buffered.name else self.version,  # 0: not there yet
                     lease=self._lease if buffered.name else self._renewed(),
                 )
             )
@@ -323,6 +328,11 @@ class SagaRun(ISagaStorage):
             raise InvalidSagaDataError(
                 "saga_id", f"must be {self._saga_id}, the saga of this run, not {saga_id}; begin a run for that one"
             )
+
+    def _encode(self, context: Context) -> str:
+        text = encode_context(context)
+        self._storage._check_size(text)  # noqa: SLF001 - a run is the other half of its storage
+        return text
 
     async def _see(self, expected_version: int | None = None) -> _Seen | None:
         """Read the saga unless the run knows it; None if the run is about to create it."""

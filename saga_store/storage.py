@@ -6,14 +6,13 @@ which two of them could drift apart.
 
 import abc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
-from saga_store.interface import IRecoveryStorage
+from saga_store.interface import IHistoryStorage, IRecoveryStorage
 from saga_store.model import (
     UNFINISHED,
     Checkpoint,
@@ -27,6 +26,8 @@ from saga_store.model import (
 )
 from saga_store.run import SagaRun
 from saga_store.validation import (
+    DEFAULT_MAX_CONTEXT_BYTES,
+    check_size,
     encode_context,
     valid_count,
     valid_id,
@@ -40,8 +41,10 @@ from saga_store.validation import (
 from saga_store.write import Claim, Lease, Outcome, Write, checked
 
 
-class SagaStorage(IRecoveryStorage):
+class SagaStorage(IRecoveryStorage, IHistoryStorage):
     """Base of the storages: give it ``_apply``, ``_claim`` and the reads, and it keeps the contract."""
+
+    _max_context_bytes = DEFAULT_MAX_CONTEXT_BYTES
 
     @abc.abstractmethod
     async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
@@ -58,6 +61,10 @@ class SagaStorage(IRecoveryStorage):
     @abc.abstractmethod
     async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
         """Return the history in order, or raise SagaNotFoundError."""
+
+    @abc.abstractmethod
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        """Return the first entries, in order, whose ids are greater than ``after``, or raise SagaNotFoundError."""
 
     @abc.abstractmethod
     async def _fetch_stale(
@@ -118,6 +125,20 @@ class SagaStorage(IRecoveryStorage):
 
     async def get_step_history(self, saga_id: UUID) -> list[SagaLogEntry]:
         return await self._fetch_history(valid_id(saga_id))
+
+    def iter_step_history(self, saga_id: UUID, *, batch_size: int = 1000) -> AsyncIterator[SagaLogEntry]:
+        return self._iter_pages(valid_id(saga_id), valid_count("batch_size", batch_size, least=1))
+
+    async def _iter_pages(self, saga_id: UUID, size: int) -> AsyncIterator[SagaLogEntry]:
+        # The ids of a saga's entries follow the order of its commits, so nothing appears below the last one seen.
+        after = 0
+        is_last = False
+        while not is_last:
+            page = await self._fetch_history_page(saga_id, after, size)
+            is_last = len(page) < size
+            for entry in page:
+                after = entry.id
+                yield entry
 
     async def save(self, checkpoint: Checkpoint) -> int:
         return await self._write(checked(checkpoint))
@@ -244,10 +265,15 @@ class SagaStorage(IRecoveryStorage):
             )
             # A refusal means that somebody else's write went through, so this comes to an end.
             with suppress(SagaConcurrencyError):
-                await self._write(replace(decide(saga), steps=(entry,), expected_version=saga.version))
+                await self._write(decide(saga)._replace(steps=(entry,), expected_version=saga.version))
                 return
 
+    def _check_size(self, context: str) -> None:
+        check_size(context, self._max_context_bytes)
+
     async def _write(self, write: Write) -> int:
+        if write.context is not None:
+            self._check_size(write.context)
         [outcome] = await self._apply([write])
         if isinstance(outcome, SagaStoreError):
             raise outcome

@@ -5,6 +5,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, cast, get_args
@@ -16,6 +17,9 @@ from saga_store.model import Context, LogStep, SagaStatus, SagaStepStatus, StepA
 MAX_NAME_LENGTH = 255
 MAX_CONTEXT_DEPTH = 500
 MAX_INT4 = 2**31 - 1
+# Of one context, as JSON text. PostgreSQL's own limit is 1 GB, for all the contexts of a statement together.
+DEFAULT_MAX_CONTEXT_BYTES = 64 * 2**20
+_MOST_CONTEXT_BYTES = 512 * 2**20
 _A_CENTURY = timedelta(days=36525)
 _MAX_INT8 = 2**63 - 1
 _FIRST_UNREADABLE_INT = 10**4300  # Python's own limit for reading an integer back from text
@@ -24,7 +28,9 @@ _FIRST_UNREADABLE_INT = 10**4300  # Python's own limit for reading an integer ba
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-_ACTIONS = get_args(StepAction)
+_ACTIONS = frozenset(get_args(StepAction))
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_ESCAPED_SURROGATE = r"\ud"  # also of a character beyond the BMP, which is fine
 
 _Status = TypeVar("_Status", bound=StrEnum)
 
@@ -85,8 +91,12 @@ def valid_version(expected_version: object) -> int | None:
     return _valid_int("expected_version", expected_version, -_MAX_INT8, _MAX_INT8)
 
 
-def valid_count(field: str, count: object) -> int:
-    return _valid_int(field, count, 0, MAX_INT4)
+def valid_count(field: str, count: object, *, least: int = 0) -> int:
+    return _valid_int(field, count, least, MAX_INT4)
+
+
+def valid_max_context_bytes(limit: object) -> int:
+    return _valid_int("max_context_bytes", limit, len("{}"), _MOST_CONTEXT_BYTES)
 
 
 def valid_duration(field: str, duration: object) -> timedelta:
@@ -102,11 +112,41 @@ def valid_period(field: str, period: object) -> timedelta:
 
 def encode_context(context: object) -> str:
     """Return the context as JSON text in ASCII, which every storage keeps to the letter."""
+    if type(context) is dict:
+        with suppress(TypeError, ValueError, RecursionError):  # what can't be encoded is named below, by its path
+            if is_plain(context) and _ESCAPED_SURROGATE not in (text := _ENCODER.encode(context)):
+                return text
     _check_context(context)
     try:
         return _ENCODER.encode(context)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidSagaDataError("context", f"can't be written as JSON: {exc}") from exc
+
+
+def is_plain(container: Any, depth: int = MAX_CONTEXT_DEPTH) -> bool:  # noqa: ANN401 - a context holds anything
+    """Whether a dict or list holds nothing but JSON's own types; what isn't plain may still be valid."""
+    if depth == 0:
+        return False
+    if type(container) is dict:
+        for key in container:
+            if type(key) is not str:
+                return False
+        container = container.values()
+    for value in container:
+        kind = type(value)
+        if kind not in _SCALARS and not ((kind is dict or kind is list) and is_plain(value, depth - 1)):
+            return False
+    return True
+
+
+def check_size(context: str, max_bytes: int) -> None:
+    """Refuse an encoded context, of which a character is a byte, if it is too big."""
+    if len(context) > max_bytes:
+        raise InvalidSagaDataError(
+            "context",
+            f"takes {len(context):,} bytes as JSON, and at most {max_bytes:,} may be stored; keep what is big "
+            "elsewhere and a reference to it in the context, or give the storage a greater max_context_bytes",
+        )
 
 
 def decode_context(text: str) -> Context:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError
@@ -52,8 +52,7 @@ class Claim:
     max_attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """A checkpoint that has been checked, its context already JSON text.
 
     ``logged_at`` says on Python's monotonic clock when each step was logged; empty means now. A lease is only
@@ -88,7 +87,7 @@ class Write:
         """Return how many seconds ago each step was logged, given the monotonic clock's time."""
         if not self.logged_at:
             return (0.0,) * len(self.steps)
-        return tuple(now - moment for moment in self.logged_at)
+        return tuple([now - moment for moment in self.logged_at])
 
 
 Outcome: TypeAlias = int | SagaStoreError
@@ -99,7 +98,7 @@ def checked(checkpoint: Checkpoint) -> Write:
     if not isinstance(checkpoint, Checkpoint):
         raise InvalidSagaDataError("checkpoint", f"must be a Checkpoint, not a {type(checkpoint).__name__}")
     steps = checkpoint.steps
-    if not isinstance(steps, list | tuple):
+    if not isinstance(steps, (list, tuple)):
         raise InvalidSagaDataError("steps", f"must be a list or tuple of LogStep, not a {type(steps).__name__}")
     attempts = checkpoint.recovery_attempts
     write = Write(
@@ -107,7 +106,7 @@ def checked(checkpoint: Checkpoint) -> Write:
         name=None if checkpoint.name is None else valid_name("name", checkpoint.name),
         status=None if checkpoint.status is None else valid_status(checkpoint.status),
         context=None if checkpoint.context is None else encode_context(checkpoint.context),
-        steps=tuple(valid_step(step) for step in steps),
+        steps=tuple([valid_step(step) for step in steps]) if steps else (),
         recovery_attempts=None if attempts is None else valid_count("recovery_attempts", attempts),
         expected_version=valid_version(checkpoint.expected_version),
     )

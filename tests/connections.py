@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psycopg
 from sqlalchemy import URL
@@ -13,9 +14,12 @@ from tests.databases import Database
 
 
 @asynccontextmanager
-async def engine_on(url: URL | str) -> AsyncIterator[AsyncEngine]:
+async def engine_on(
+    url: URL | str,
+    **options: Any,  # noqa: ANN401 - whatever create_async_engine takes
+) -> AsyncIterator[AsyncEngine]:
     """An engine on any URL, such as a proxy's; asserts that every connection was given back."""
-    engine = create_async_engine(url)
+    engine = create_async_engine(url, **options)
     try:
         yield engine
         assert isinstance(engine.pool, QueuePool)
@@ -31,6 +35,14 @@ async def until_blocked(database: Database) -> None:
         async with asyncio.timeout(30):
             while admin.execute(query).fetchone() == (0,):
                 await _one_turn()
+
+
+async def until_returned(engine: AsyncEngine) -> None:
+    """Wait until the pool has all its connections back, which a batch may be using after its callers have gone."""
+    assert isinstance(engine.pool, QueuePool)
+    async with asyncio.timeout(30):
+        while engine.pool.checkedout():
+            await _one_turn()
 
 
 async def _one_turn() -> None:

@@ -33,7 +33,11 @@ def installed(row: Row) -> bool:
 
 
 def bench(*options: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "benchmarks", *options]
+    return python_module("benchmarks", *options)
+
+
+def python_module(name: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", name, *options]
     # A server for the tests and its programs are none of the benchmark's business.
     environment = {name: value for name, value in os.environ.items() if name != "SAGA_STORE_TEST_PG"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)

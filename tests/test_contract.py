@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import TypeAlias
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ from saga_store.testing import (
     CheckpointStorageContract,
     CheckpointUnit,
     Contract,
+    HistoryStreamContract,
     LeaseContract,
     LeaseRaceContract,
     RecoveryStorageContract,
@@ -77,6 +79,7 @@ class TestMemory(
     MemoryFixtures,
     CheckpointStorageContract,
     RecoveryStorageContract,
+    HistoryStreamContract,
     RunContract,
     LeaseContract,
     LeaseRaceContract,
@@ -93,6 +96,7 @@ class TestMemoryTransaction(
     TransactionContract,
     CheckpointStorageContract,
     RecoveryStorageContract,
+    HistoryStreamContract,
     RunContract,
     LeaseContract,
     RowCountContract,
@@ -105,6 +109,16 @@ class TestMemoryTransaction(
                 yield MemorySagaStorage(session), session
 
         return transaction
+
+
+async def make_older(engine: AsyncEngine, saga_id: UUID, by: timedelta) -> None:
+    row = SagaExecutionModel
+    async with engine.begin() as connection:
+        await connection.execute(
+            update(row)
+            .where(row.id == saga_id)
+            .values(updated_at=row.updated_at - by, lease_expires_at=row.lease_expires_at - by)
+        )
 
 
 class PostgreSQLFixtures:
@@ -125,22 +139,14 @@ class PostgreSQLFixtures:
 
     @pytest.fixture
     def age(self, engine: AsyncEngine) -> Age:
-        async def age(saga_id: UUID, by: timedelta) -> None:
-            row = SagaExecutionModel
-            async with engine.begin() as connection:
-                await connection.execute(
-                    update(row)
-                    .where(row.id == saga_id)
-                    .values(updated_at=row.updated_at - by, lease_expires_at=row.lease_expires_at - by)
-                )
-
-        return age
+        return partial(make_older, engine)
 
 
 class TestPostgreSQL(
     PostgreSQLFixtures,
     CheckpointStorageContract,
     RecoveryStorageContract,
+    HistoryStreamContract,
     RunContract,
     LeaseContract,
     LeaseRaceContract,
@@ -157,6 +163,7 @@ class TestPostgreSQLTransaction(
     TransactionContract,
     CheckpointStorageContract,
     RecoveryStorageContract,
+    HistoryStreamContract,
     RunContract,
     LeaseContract,
     RowCountContract,

@@ -1,8 +1,9 @@
 """Group commit: the interleavings, written down before the code.
 
 Who can be where: a *caller* is queued (its write waits), in flight (its write is in the statement that is awaited,
-by itself if it came alone, else by the flusher) or apart (its row was locked, and a task of its own waits for it). The
-*flusher* is awaiting a statement or doesn't exist. Nothing else awaits, so between two awaits the queue is consistent.
+by itself if it came alone, else by a flusher) or apart (its row was locked, and a task of its own waits for it). Of
+*flushers* there are none, one or two, each awaiting a statement. Nothing else awaits, so between two awaits the queue
+is consistent; and a saga in flight is never ready too, so two statements in flight have no saga in common.
 
 ===========================================  ==========================================================
 what happens                                 what must follow
@@ -14,6 +15,10 @@ one of a batch is cancelled in flight        its write goes on, and the others g
 one is cancelled while queued                its write is never sent
 two writes of one saga are queued            they go in two statements, in the order of the calls
 a create and an update at once               likewise, so the update finds the saga
+a crowd is queued, nothing in flight         it goes in two statements, which then alternate
+a few are queued, a crowd is in flight       they wait for it: a statement for them alone isn't worth its price
+a write of a saga in flight, two flushes     it waits for its own saga's flush, whatever the other one does
+one of two flushes fails                     the other's callers don't notice
 one write of a batch is refused              the others are written
 a batch fails for one write's sake           it is split until that write fails alone
 a batch fails for all                        every caller gets an error of its own
@@ -70,12 +75,13 @@ class Statements:
         self.error: SagaStoreError | None = None
         self.bug: Exception | None = None
         self.gate = asyncio.Event()
+        self.held: list[asyncio.Event] = []
         self.lock = asyncio.Event()
         self.group = GroupCommit(save=self.save, save_unlocked=self.save_unlocked)
 
     async def save_unlocked(self, writes: Sequence[Write]) -> list[Outcome | None]:
         self.batches.append(list(writes))
-        await self.gate.wait()
+        await self._until_released()
         if self.bug:
             raise self.bug
         if self.error and (not self.guilty or self.guilty & {write.saga_id for write in writes}):
@@ -86,6 +92,17 @@ class Statements:
         self.alone.extend(writes)
         await self.lock.wait()
         return [99 for _ in writes]
+
+    async def _until_released(self) -> None:
+        own = asyncio.Event()
+        self.held.append(own)
+        ways = [asyncio.ensure_future(event.wait()) for event in (self.gate, own)]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.held.remove(own)
+            for way in ways:
+                way.cancel()
 
     def call(self, saga_id: UUID | None = None, context: str = "{}") -> asyncio.Task[Outcome]:
         return asyncio.create_task(self._call(Write(saga_id or uuid4(), context=context)))
@@ -100,10 +117,20 @@ class Statements:
         self.batches.clear()
         return leader
 
-    def release(self) -> None:
-        """Let the statement in flight end, and no other."""
-        self.gate.set()
-        self.gate.clear()
+    def release(self, which: int = 0) -> None:
+        """Let a statement in flight end, the oldest if not told otherwise, and no other."""
+        self.held[which].set()
+
+    async def in_two_halves(self) -> list[asyncio.Task[Outcome]]:
+        """Have two statements of 20 writes each in flight; return the calls in their order."""
+        leader = await self.under_way()
+        crowd = [self.call() for _ in range(40)]
+        await settle()
+        self.release()
+        await leader
+        await settle()
+        assert self.sizes() == [20, 20]
+        return crowd
 
     def sizes(self) -> list[int]:
         return [len(batch) for batch in self.batches]
@@ -181,6 +208,59 @@ class TestQueue:
         assert await asyncio.gather(*calls) == [1, 2, 3, 4, 5, 1]
         contexts = [write.context for batch in statements.batches for write in batch if write.saga_id == saga_id]
         assert contexts == [f'{{"n":{n}}}' for n in range(5)]
+
+    async def test_a_crowd_goes_in_two_statements_that_alternate(self, statements: Statements) -> None:
+        """While the server works on one half, the other half's callers are answered, and come back."""
+        crowd = await statements.in_two_halves()
+
+        statements.release()
+        await asyncio.gather(*crowd[:20])
+        again = [statements.call() for _ in range(20)]
+        await settle()
+
+        assert statements.sizes() == [20, 20, 20]
+        assert not any(call.done() for call in crowd[20:] + again)
+        statements.gate.set()
+        await asyncio.gather(*crowd, *again)
+
+    async def test_a_few_wait_for_a_crowd_in_flight(self, statements: Statements) -> None:
+        """A second statement is begun for a crowd only, and for no less than half of what is in flight."""
+        leader = await statements.under_way()
+        crowd = [statements.call() for _ in range(15)]
+        await settle()
+        statements.release()
+        await leader
+        few = [statements.call() for _ in range(7)]
+        await settle()
+        assert statements.sizes() == [15]
+
+        few.append(statements.call())
+        await settle()
+        assert statements.sizes() == [15, 8]
+        statements.gate.set()
+        await asyncio.gather(*crowd, *few)
+
+    async def test_a_saga_in_flight_has_no_write_in_the_other_statement(self, statements: Statements) -> None:
+        crowd = await statements.in_two_halves()
+        sagas = [write.saga_id for write in statements.batches[0]]
+        again = [statements.call(saga_id) for saga_id in sagas]
+        await settle()
+        statements.release(1)
+        await asyncio.gather(*crowd[20:])
+        await settle()
+        assert statements.sizes() == [20, 20]
+
+        statements.gate.set()
+        await asyncio.gather(*crowd, *again)
+        assert [write.saga_id for batch in statements.batches[2:] for write in batch] == sagas
+
+    async def test_one_of_two_flushes_that_fails_leaves_the_other_alone(self, statements: Statements) -> None:
+        crowd = await statements.in_two_halves()
+        statements.error = StorageUnavailableError("no memory", "53200")
+        statements.guilty = {write.saga_id for write in statements.batches[0]}
+        statements.gate.set()
+        outcomes = await asyncio.gather(*crowd, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [StorageUnavailableError] * 20 + [int] * 20
 
     async def test_batches_are_bounded_by_rows(self, statements: Statements, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_BATCH_ROWS", 10)
@@ -324,7 +404,7 @@ class TestQueue:
         await settle()
         queue = statements.group._queue  # noqa: SLF001 - there is no other way to see a leak
         assert queue is not None
-        kept = queue._lines, queue._ready, queue._flusher, queue._lock_waiters  # noqa: SLF001 - see above
+        kept = queue._lines, queue._ready, queue._flushers, queue._in_flight, queue._lock_waiters  # noqa: SLF001 - see above
         assert not any(kept)
 
 

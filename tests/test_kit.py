@@ -15,6 +15,7 @@ import saga_store
 from saga_store.testing import (
     CheckpointStorageContract,
     Contract,
+    HistoryStreamContract,
     LeaseContract,
     LeaseRaceContract,
     RecoveryStorageContract,
@@ -96,6 +97,7 @@ class WholeKit(
     TransactionContract,
     CheckpointStorageContract,
     RecoveryStorageContract,
+    HistoryStreamContract,
     RunContract,
     LeaseContract,
     LeaseRaceContract,

@@ -51,6 +51,7 @@ from saga_store.testing import (
     CreationContract,
     FidelityContract,
     HistoryContract,
+    HistoryStreamContract,
     InDoubtContract,
     InterventionContract,
     IsolationContract,
@@ -117,7 +118,14 @@ class AgingTwin(Twin):
         return age
 
 
-class SoundTwin(AgingTwin, TransactionContract, CheckpointStorageContract, RecoveryStorageContract, LeaseContract):
+class SoundTwin(
+    AgingTwin,
+    TransactionContract,
+    CheckpointStorageContract,
+    RecoveryStorageContract,
+    HistoryStreamContract,
+    LeaseContract,
+):
     """The control: the whole kit on the twin as it is."""
 
 
@@ -128,7 +136,7 @@ class ForgetsVersions(MemorySession):
     """Checks no version."""
 
     async def _apply(self, write: Write) -> Outcome:
-        return await super()._apply(replace(write, expected_version=None))
+        return await super()._apply(write._replace(expected_version=None))
 
 
 class CountsEntries(MemorySession):
@@ -137,7 +145,7 @@ class CountsEntries(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         row = self._row(write.saga_id)
         if row and not write.creates and not write.changes_row:
-            write = replace(write, status=row.status)
+            write = write._replace(status=row.status)
         return await super()._apply(write)
 
 
@@ -147,7 +155,7 @@ class CountsDifferences(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         row = self._row(write.saga_id)
         if row and (write.status, write.context) in ((row.status, None), (None, row.context)):
-            write = replace(write, status=None, context=None)
+            write = write._replace(status=None, context=None)
         return await super()._apply(write)
 
 
@@ -157,7 +165,7 @@ class ChecksBeforeWaiting(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         row = self._row(write.saga_id)
         if row and row.version == write.expected_version:
-            write = replace(write, expected_version=None)
+            write = write._replace(expected_version=None)
         return await super()._apply(write)
 
 
@@ -200,7 +208,7 @@ class CreatesWhatIsMissing(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         outcome = await super()._apply(write)
         if isinstance(outcome, SagaNotFoundError):
-            await super()._apply(replace(write, name="unknown", expected_version=None))
+            await super()._apply(write._replace(name="unknown", expected_version=None))
         return outcome
 
 
@@ -220,7 +228,7 @@ class ReportsTakenIdLate(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         outcome = await super()._apply(write)
         if write.creates and isinstance(outcome, SagaStoreError):
-            await super()._apply(replace(write, name=None))
+            await super()._apply(write._replace(name=None))
         return outcome
 
 
@@ -241,7 +249,7 @@ class LosesEmptyDetails(MemorySession):
 
     async def _apply(self, write: Write) -> Outcome:
         steps = tuple(replace(step, details=step.details or None) for step in write.steps)
-        return await super()._apply(replace(write, steps=steps))
+        return await super()._apply(write._replace(steps=steps))
 
 
 class ForgetsTimeZones(MemorySagaStorage):
@@ -256,7 +264,7 @@ class ReversesSteps(MemorySession):
     """Writes the steps of a checkpoint in the wrong order."""
 
     async def _apply(self, write: Write) -> Outcome:
-        return await super()._apply(replace(write, steps=write.steps[::-1]))
+        return await super()._apply(write._replace(steps=write.steps[::-1]))
 
 
 # Contexts
@@ -440,7 +448,7 @@ class ReadsThenWrites(MemorySession):
         await asyncio.sleep(0)
         if row is None or not write.changes_row:
             return await super()._apply(write)
-        write = replace(write, status=write.status or row.status, context=write.context or row.context)
+        write = write._replace(status=write.status or row.status, context=write.context or row.context)
         outcome = await super()._apply(write)
         self._rows[row.id] = replace(self._rows[row.id], version=row.version + 1)
         return outcome
@@ -669,7 +677,7 @@ class RenewsNothing(MemorySession):
     """Takes and releases leases, and doesn't renew them."""
 
     async def _apply(self, write: Write) -> Outcome:
-        return await super()._apply(replace(write, lease=None) if write.lease and write.lease.renews else write)
+        return await super()._apply(write._replace(lease=None) if write.lease and write.lease.renews else write)
 
 
 class KeepsLeases(MemorySession):
@@ -678,7 +686,7 @@ class KeepsLeases(MemorySession):
     async def _apply(self, write: Write) -> Outcome:
         row = self._row(write.saga_id)
         if row and write.lease and write.lease.releases:
-            write = replace(write, lease=None, status=row.status)
+            write = write._replace(lease=None, status=row.status)
         return await super()._apply(write)
 
 
@@ -687,7 +695,7 @@ class RecordsNothing(MemorySession):
 
     async def _apply(self, write: Write) -> Outcome:
         steps = tuple(step for step in write.steps if not step.step_name.startswith("saga_store."))
-        return await super()._apply(replace(write, steps=steps))
+        return await super()._apply(write._replace(steps=steps))
 
 
 class DoubtsByNameOnly(MemorySagaStorage):
@@ -697,6 +705,41 @@ class DoubtsByNameOnly(MemorySagaStorage):
         entries = await super()._fetch_in_doubt(saga_id)
         undone = {entry.step_name for entry in await self._fetch_history(saga_id) if entry.action == "compensate"}
         return [entry for entry in entries if entry.step_name not in undone]
+
+
+# Streams
+
+
+class RepeatsTheLastEntry(MemorySagaStorage):
+    """Begins each batch with the last entry of the one before."""
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        return await super()._fetch_history_page(saga_id, max(after - 1, 0) if limit > 1 else after, limit)
+
+
+class SkipsByCount(MemorySagaStorage):
+    """Takes the ids of entries for their numbers within the saga."""
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        return (await self._fetch_history(saga_id))[after : after + limit]
+
+
+class StreamsCommittedOnly(MemorySagaStorage):
+    """Streams over a connection of its own, which doesn't see the transaction."""
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        committed = type(self)(self.session._database)
+        return await super(StreamsCommittedOnly, committed)._fetch_history_page(saga_id, after, limit)
+
+
+class StreamsNothing(MemorySagaStorage):
+    """Takes a missing saga for one without history."""
+
+    async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
+        try:
+            return await super()._fetch_history_page(saga_id, after, limit)
+        except SagaNotFoundError:
+            return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -781,6 +824,10 @@ MUTANTS = (
     Mutant(RenewsNothing, LeaseContract, "test_commits_and_heartbeats_renew"),
     Mutant(KeepsLeases, InterventionContract, "test_breaking_a_lease"),
     Mutant(RecordsNothing, InterventionContract, "test_interventions_are_recorded[give_up_saga]"),
+    Mutant(RepeatsTheLastEntry, HistoryStreamContract, "test_stream_is_the_history"),
+    Mutant(SkipsByCount, HistoryStreamContract, "test_streams_are_apart"),
+    Mutant(StreamsCommittedOnly, HistoryStreamContract, "test_unit_streams_its_own_entries"),
+    Mutant(StreamsNothing, HistoryStreamContract, "test_missing_saga_has_no_stream"),
     Mutant(DoubtsByNameOnly, InDoubtContract, "test_other_steps_and_actions_settle_nothing"),
 )
 

@@ -35,6 +35,7 @@ from saga_store.sqlalchemy.tables import REVISION
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database
 from tests.proxy import Cut, Proxy
+from tests.scene import NEVER
 
 MakeEngine = Callable[..., AsyncEngine]
 
@@ -289,7 +290,7 @@ class TestUnavailable:
 
     async def test_a_server_that_is_down(self, driver: str) -> None:
         async with engine_on(f"postgresql+{driver}://nobody@127.0.0.1:1/none") as engine:
-            storage = SqlAlchemySagaStorage(engine)
+            storage = SqlAlchemySagaStorage(engine, retry_for=NEVER)
             with pytest.raises(StorageUnavailableError, match="nothing was written: couldn't get a connection") as info:
                 await storage.create_saga(uuid4(), "order", {})
         assert isinstance(info.value.__cause__, psycopg.Error | OSError)
@@ -298,7 +299,7 @@ class TestUnavailable:
         url = database.url(driver).rpartition("/")[0] + "/missing"
         async with engine_on(url) as engine:
             with pytest.raises(StorageUnavailableError, match='database "missing" does not exist'):
-                await SqlAlchemySagaStorage(engine).create_saga(uuid4(), "order", {})
+                await SqlAlchemySagaStorage(engine, retry_for=NEVER).create_saga(uuid4(), "order", {})
 
     async def test_a_pool_that_is_exhausted(self, driver: str, make_engine: MakeEngine) -> None:
         engine = make_engine(driver, pool_size=1, max_overflow=0, pool_timeout=0.01)
@@ -327,7 +328,7 @@ class TestUnavailable:
     async def test_a_read_only_standby(self, engine: AsyncEngine, admin: psycopg.Connection) -> None:
         admin.execute("ALTER DATABASE " + admin.info.dbname + " SET default_transaction_read_only = on")
         with pytest.raises(StorageUnavailableError, match="read-only transaction") as info:
-            await SqlAlchemySagaStorage(engine).create_saga(uuid4(), "order", {})
+            await SqlAlchemySagaStorage(engine, retry_for=NEVER).create_saga(uuid4(), "order", {})
         assert info.value.sqlstate == "25006"
 
     async def test_an_aborted_transaction(self, engine: AsyncEngine) -> None:
@@ -377,7 +378,7 @@ class TestLostConnection:
 
     async def test_a_read_whose_answer_is_lost_has_written_nothing(self, database: Database, driver: str) -> None:
         async with Proxy.before(database.url(driver)) as (proxy, url), engine_on(url) as engine:
-            storage = SqlAlchemySagaStorage(engine)
+            storage = SqlAlchemySagaStorage(engine, retry_for=NEVER)
             saga_id = uuid4()
             await storage.create_saga(saga_id, "order", {})
             proxy.cut = Cut.BEFORE_ANSWER

@@ -39,6 +39,7 @@ async def use_checkpoints(storage: MemorySagaStorage, session: AsyncSession) -> 
     reveal_type(claimed)
     reveal_type(await storage.get_in_doubt_steps(saga_id))
     reveal_type(SqlAlchemySagaStorage(session).session)
+    reveal_type([entry async for entry in storage.iter_step_history(saga_id, batch_size=10)])
     [entry] = await storage.get_step_history(saga_id)
     reveal_type(entry.action)
     return saga

@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, PoolProxiedConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
-from saga_store.sqlalchemy.failures import is_lost
+from saga_store.sqlalchemy.failures import READ_ONLY, is_lost, sqlstate
+from saga_store.sqlalchemy.liveness import Liveness
+from saga_store.sqlalchemy.pooler import approved, check_pooler
 from saga_store.sqlalchemy.statements import Statement
 from saga_store.sqlalchemy.tables import SagaExecutionModel
 
@@ -25,6 +28,7 @@ class Attempt:
     engine: AsyncEngine | None = None
     reached_connection: bool = False
     commits: bool = True
+    joins: bool = False
 
 
 class Bind(Protocol):
@@ -57,8 +61,10 @@ class SessionmakerBind:
                 attempt.engine = AsyncEngine(routed)
                 return await greenlet_spawn(_execute_on_pool, routed, statement, parameters, attempt)
             # A maker bound to a connection joins a transaction of someone's, where autocommit can't be had.
+            attempt.joins = True
             async with session.begin():
                 connection = await session.connection(bind_arguments={"mapper": SagaExecutionModel})
+                await _check_pooler(connection)
                 attempt.engine, attempt.reached_connection = connection.engine, True
                 return (await connection.execute(statement.text, parameters)).all()
 
@@ -71,6 +77,7 @@ class JoinedBind:
         self._one_at_a_time = asyncio.Lock()
 
     async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+        attempt.joins = True
         async with self._one_at_a_time:
             joined = self.joined
             connection = (
@@ -80,6 +87,7 @@ class JoinedBind:
             )
             _check_driver(connection.dialect.name, connection.dialect.driver)
             attempt.commits = await _in_autocommit(connection)
+            await _check_pooler(connection)
             attempt.engine, attempt.reached_connection = connection.engine, True
             return (await connection.execute(statement.text, parameters)).all()
 
@@ -95,6 +103,12 @@ def make_bind(target: BindTarget) -> Bind:
         f"SqlAlchemySagaStorage takes an AsyncEngine, async_sessionmaker, AsyncSession or AsyncConnection, not "
         f"{type(target).__name__}; make an engine with sqlalchemy.ext.asyncio.create_async_engine()"
     )
+
+
+async def _check_pooler(connection: AsyncConnection) -> None:
+    pool = connection.sync_engine.pool
+    if pool not in approved:
+        await check_pooler(pool, (await connection.get_raw_connection()).driver_connection)
 
 
 async def _in_autocommit(connection: AsyncConnection) -> bool:
@@ -127,22 +141,47 @@ def _check_driver(name: str, driver: str) -> None:
         )
 
 
+# Where a connection's Liveness is kept: a place that lasts as long as the connection.
+_LIVENESS = "saga_store.liveness"
+# More than a pool holds: whoever talks as soon as it is connected is taken as it is.
+_MOST_STALE = 100
+
+
+def _live_connection(engine: Engine) -> PoolProxiedConnection:
+    """Take a connection from the pool, after throwing away those that have died there."""
+    for _ in range(_MOST_STALE):
+        pooled = engine.raw_connection()
+        liveness = pooled.info.get(_LIVENESS)
+        if liveness is None:
+            liveness = pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
+        if liveness.is_quiet():
+            return pooled
+        pooled.invalidate()
+        pooled.close()
+    return engine.raw_connection()
+
+
 def _execute_on_pool(engine: Engine, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
     """Run the statement on the driver's own connection: what SQLAlchemy would add costs more than the driver."""
     fetch = _FETCH[engine.dialect.driver]
-    pooled = engine.raw_connection()
+    pooled = _live_connection(engine)
     connection: Any = pooled.dbapi_connection
     before = connection.autocommit
     try:
         connection.autocommit = True
+        if engine.pool not in approved:
+            connection.run_async(partial(check_pooler, engine.pool))
         attempt.reached_connection = True
         rows: Rows = connection.run_async(lambda driver: fetch(driver, statement, parameters))
         connection.autocommit = before
     except BaseException as exc:
-        if isinstance(exc, Exception) and not is_lost(exc):
-            connection.autocommit = before
-        else:
+        if not isinstance(exc, Exception):
             pooled.invalidate(exc)
+        elif is_lost(exc) or sqlstate(exc) == READ_ONLY:
+            # As SQLAlchemy does: the others are as old, and lead to the server that went away or was demoted.
+            engine.pool._invalidate(pooled, exc)  # noqa: SLF001 - there is no public way to it
+        else:
+            connection.autocommit = before
         raise
     else:
         return rows

@@ -27,12 +27,16 @@ from saga_store.write import Outcome, Write
 # A batch is closed by the write that reaches either; the bytes are those of contexts and details.
 MAX_BATCH_ROWS = 1000
 MAX_BATCH_BYTES = 4 * 1024 * 1024
+# While the server works on one batch, the client answers and gathers the other: neither waits for its turn.
+MAX_FLUSHES = 2
+# Statements have a price of their own, so a second one isn't worth its while for fewer.
+LEAST_SHARED = 8
 # Each waits on a connection of its own, so they mustn't use up a pool.
 MAX_WAITING_FOR_LOCKS = 4
 
 _LOCK_NOT_AVAILABLE = "55P03"
 # SQLSTATE classes of which no single write is guilty: smaller batches would fail alike.
-_NOBODYS_FAULT = ("08", "25", "28", "3D", "3F", "40", "42", "53", "57P", "58")
+_NOBODYS_FAULT = ("08", "25", "26", "28", "3D", "3F", "40", "42", "53", "57P", "58")
 
 Save: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome]]]
 SaveUnlocked: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome | None]]]
@@ -90,7 +94,8 @@ class _Queue:
         self._lines: dict[int, deque[_Entry]] = {}
         # The sagas that have a write to flush and none in flight.
         self._ready: deque[int] = deque()
-        self._flusher: asyncio.Task[None] | None = None
+        self._flushers: set[asyncio.Task[None]] = set()
+        self._in_flight = 0
         self._flushes_alone = False
         self._lock_waiters: set[asyncio.Task[None]] = set()
         self._lock_waiter_slots = asyncio.Semaphore(MAX_WAITING_FOR_LOCKS)
@@ -102,7 +107,7 @@ class _Queue:
             line.append(entry)
             return await entry.answer
         self._lines[entry.saga] = deque((entry,))
-        if self._flusher is None and not self._flushes_alone:
+        if not self._flushers and not self._flushes_alone:
             return await self._flush_alone(entry)
         self._make_ready(entry.saga)
         return await entry.answer
@@ -134,13 +139,22 @@ class _Queue:
         self._flush_what_is_ready()
 
     def _flush_what_is_ready(self) -> None:
-        if self._ready and self._flusher is None and not self._flushes_alone:
-            self._flusher = self.loop.create_task(self._flush_all())
+        if self._flushes_alone or not self._ready:
+            return
+        if not self._flushers or (
+            len(self._flushers) < MAX_FLUSHES and len(self._ready) >= max(LEAST_SHARED, self._in_flight // 2)
+        ):
+            self._flushers.add(self.loop.create_task(self._flush_all()))
 
     async def _flush_all(self) -> None:
         try:
             while batch := self._take_batch():
-                self._finish(await self._flush(batch))
+                self._in_flight += len(batch)
+                self._flush_what_is_ready()
+                try:
+                    self._finish(await self._flush(batch))
+                finally:
+                    self._in_flight -= len(batch)
                 # Those who have just been answered may have more to write: let them join the next batch.
                 await asyncio.sleep(0)
         except BaseException:
@@ -152,12 +166,15 @@ class _Queue:
             self._ready.clear()
             raise
         finally:
-            self._flusher = None
+            self._flushers.discard(asyncio.current_task())
 
     def _take_batch(self) -> list[_Entry]:
         batch: list[_Entry] = []
         rows = size = 0
-        while self._ready and rows < MAX_BATCH_ROWS:
+        share = len(self._ready)
+        if not self._in_flight and share >= 2 * LEAST_SHARED:
+            share = (share + 1) // 2  # the other half goes in a flush of its own, and the two alternate from now on
+        while self._ready and rows < MAX_BATCH_ROWS and len(batch) < share:
             entry = self._first_in_line(self._ready[0])
             if entry is not None:
                 size += _size(entry.write)

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     DDL,
     JSON,
     BigInteger,
@@ -21,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-REVISION = "saga_store_0002"
+REVISION = "saga_store_0003"
 """The migration that this release needs."""
 
 _NOW = text("now()")
@@ -67,6 +68,10 @@ class SagaExecutionModel(Base):
         DateTime(timezone=True),
         server_default=_NOW,
         comment="When this row last changed; deliberately not indexed, so that updates stay HOT",
+    )
+    recent_writes: Mapped[list[int] | None] = mapped_column(
+        ARRAY(BigInteger),
+        comment="Ids of the last writes that expected a version, so that one whose answer got lost is recognised",
     )
     __table_args__ = (
         CheckConstraint(

@@ -1,8 +1,9 @@
 """The contract kit: subclass a suite, override one fixture, and pytest tells whether a storage keeps the contract.
 
 ``SagaStorageContract`` is for any ``ISagaStorage``, ``CheckpointStorageContract`` for any ``ICheckpointStorage``,
-``RecoveryStorageContract`` for what an ``IRecoveryStorage`` adds to it, and ``TransactionContract`` for a storage
-that joins a transaction of the caller's. Needs the extra ``testing``.
+``RecoveryStorageContract`` for what an ``IRecoveryStorage`` adds to it, ``HistoryStreamContract`` for what an
+``IHistoryStorage`` does, and ``TransactionContract`` for a storage that joins a transaction of the caller's. Needs the
+extra ``testing``.
 """
 
 # ruff: noqa: E402 - the imports have to follow the registration
@@ -23,6 +24,7 @@ pytest.register_assert_rewrite(
             "creation",
             "execution",
             "history",
+            "history_stream",
             "intervention",
             "lease",
             "refusal",
@@ -44,6 +46,7 @@ from saga_store.testing.contract import CheckpointUnit, Contract, Unit
 from saga_store.testing.creation import CreationContract
 from saga_store.testing.execution import ExecutionContract
 from saga_store.testing.history import HistoryContract
+from saga_store.testing.history_stream import HistoryStreamContract, HistoryUnit
 from saga_store.testing.input import BAD_INPUTS, BadInput
 from saga_store.testing.intervention import InDoubtContract, InterventionContract
 from saga_store.testing.lease import LeaseContract, LeaseRaceContract
@@ -88,6 +91,8 @@ __all__ = [
     "ExecutionContract",
     "FidelityContract",
     "HistoryContract",
+    "HistoryStreamContract",
+    "HistoryUnit",
     "InDoubtContract",
     "InterventionContract",
     "IsolationContract",

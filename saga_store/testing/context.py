@@ -34,6 +34,8 @@ _values = st.recursive(
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(_texts, inner, max_size=6),
     max_leaves=25,
 )
+contexts = st.dictionaries(_texts, _values, max_size=6)
+"""Whatever a context may be."""
 
 
 def nested(depth: int) -> Context:
@@ -99,7 +101,7 @@ class FidelityContract(Contract):
         await self._round_trips(storage, {key: n for n, key in enumerate(keys)})
 
     @_moderate
-    @given(st.dictionaries(_texts, _values, max_size=6))
+    @given(contexts)
     @example({})
     @example({"dict": {}, "list": [], "none": None, "text": ""})
     @example({"list": [[], {}, [[]], [{}], {"list": []}]})

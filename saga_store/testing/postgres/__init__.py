@@ -13,9 +13,19 @@ from dataclasses import replace
 
 from saga_store.testing.postgres.cluster import embedded
 from saga_store.testing.postgres.container import docker
+from saga_store.testing.postgres.restartable import RestartableServer, restartable
 from saga_store.testing.postgres.server import PostgresServer, PostgresUnavailableError, external
 
-__all__ = ["PostgresServer", "PostgresUnavailableError", "docker", "embedded", "external", "serve"]
+__all__ = [
+    "PostgresServer",
+    "PostgresUnavailableError",
+    "RestartableServer",
+    "docker",
+    "embedded",
+    "external",
+    "restartable",
+    "serve",
+]
 
 CHOICES = "auto, docker, embedded or a URL such as postgresql://user:password@localhost:5432/postgres"
 

@@ -42,27 +42,34 @@ def embedded(
     Raises:
         PostgresUnavailableError: no programs, a folder in use or of another version, or a server that doesn't start.
     """
+    with contextlib.ExitStack() as stack:
+        cluster, origin = opened(stack, data=data, durable=durable, bindir=bindir)
+        # A cluster that is kept is shut down in order; the other one at once.
+        port = stack.enter_context(cluster.running(stop=signal.SIGINT if data else signal.SIGQUIT))
+        yield cluster.described(port, origin)
+
+
+def opened(
+    stack: contextlib.ExitStack, *, data: Path | None, durable: bool, bindir: Path | None
+) -> tuple["Cluster", str]:
+    """Return the cluster of ``embedded``'s arguments, with data and locked but not started, and where it is from."""
     if sys.platform == "win32":
         raise PostgresUnavailableError(
             "the embedded server needs Linux or macOS", "Set SAGA_STORE_TEST_PG to docker or to a server's URL."
         )
     programs, origin = _programs(bindir)
-    with contextlib.ExitStack() as stack:
-        if data is None:
-            parent = _parent(durable=durable)
-            _remove_leftovers(parent)
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent)))
-            folder.chmod(0o711)  # when root runs the tests, another user runs the server
-        else:
-            folder = data.resolve()
-            folder.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context(_locked(folder))
-        cluster = Cluster(folder, programs, durable=durable, lock=lock)
-        cluster.create()
-        # A cluster that is kept is shut down in order; the other one at once.
-        port = stack.enter_context(cluster.running(stop=signal.SIGINT if data else signal.SIGQUIT))
-        url = f"postgresql://saga:{cluster.password.read_text()}@127.0.0.1:{port}/postgres"
-        yield PostgresServer(url, cluster.version, f"an embedded server {origin}")
+    if data is None:
+        parent = _parent(durable=durable)
+        _remove_leftovers(parent)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent)))
+        folder.chmod(0o711)  # when root runs the tests, another user runs the server
+    else:
+        folder = data.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = stack.enter_context(_locked(folder))
+    cluster = Cluster(folder, programs, durable=durable, lock=lock)
+    cluster.create()
+    return cluster, origin
 
 
 class Cluster:
@@ -98,7 +105,7 @@ class Cluster:
             options += ["--set=scram_iterations=1"]
         initdb = self._spawn("initdb", fresh, options, dies_by=signal.SIGTERM)
         if initdb.wait() != 0:
-            raise self._failure("initdb failed")
+            raise self.failure("initdb failed")
         fresh.rename(self.data)
 
     def _refuse_other_version(self) -> None:
@@ -122,20 +129,28 @@ class Cluster:
             finally:
                 server.kill()
 
+    def described(self, port: int, origin: str) -> PostgresServer:
+        url = f"postgresql://saga:{self.password.read_text()}@127.0.0.1:{port}/postgres"
+        return PostgresServer(url, self.version, f"an embedded server {origin}")
+
     def _start(self, stop: signal.Signals) -> tuple["subprocess.Popen[bytes]", int]:
-        settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"]
-        settings += [] if self.durable else CARELESS
         for _ in range(PORTS_TO_TRY):
             port = _free_port()
-            options = [word for setting in (*settings, f"port={port}") for word in ("-c", setting)]
-            server = self._spawn("postgres", self.data, options, dies_by=stop)
-            if self._answers(server):
+            server = self.spawn_server(port, dies_by=stop)
+            if self.answers(server):
                 return server, port
             if "Address already in use" not in self.log.read_text():
                 break  # otherwise somebody took the port in between
-        raise self._failure("PostgreSQL didn't start")
+        raise self.failure("PostgreSQL didn't start")
 
-    def _answers(self, server: "subprocess.Popen[bytes]") -> bool:
+    def spawn_server(self, port: int, *, dies_by: signal.Signals) -> "subprocess.Popen[bytes]":
+        settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200"]
+        settings += [*([] if self.durable else CARELESS), f"port={port}"]
+        options = [word for setting in settings for word in ("-c", setting)]
+        return self._spawn("postgres", self.data, options, dies_by=dies_by)
+
+    def answers(self, server: "subprocess.Popen[bytes]") -> bool:
+        """Wait until it takes connections; False if it ended instead, or took too long and was killed."""
         deadline = time.monotonic() + PATIENCE
         try:
             while server.poll() is None and time.monotonic() < deadline:
@@ -188,7 +203,7 @@ class Cluster:
                 wrapper += ["--securebits=+no_setuid_fixup", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
         return [*wrapper, "--"]
 
-    def _failure(self, what: str) -> PostgresUnavailableError:
+    def failure(self, what: str) -> PostgresUnavailableError:
         end = "\n".join(self.log.read_text().splitlines()[-12:])
         return PostgresUnavailableError(f"{what} in {self.folder}", f"The end of its log:\n{end}")
 

@@ -1,0 +1,1 @@
+"""An application that keeps its orders and their sagas in one database."""

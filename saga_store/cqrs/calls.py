@@ -1,0 +1,165 @@
+"""What python-cqrs's engine calls, and how its types and exceptions become ours."""
+
+import abc
+import json
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+from cqrs.dispatcher.exceptions import SagaConcurrencyError as CqrsConcurrencyError
+from cqrs.saga.storage.enums import SagaStatus as CqrsStatus
+from cqrs.saga.storage.enums import SagaStepStatus as CqrsStepStatus
+from cqrs.saga.storage.models import SagaLogEntry as CqrsLogEntry
+from cqrs.saga.storage.protocol import SagaStorageRun
+
+from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaNotFoundError
+from saga_store.interface import ICheckpointStorage
+from saga_store.model import Context, SagaStatus, SagaStepStatus, StepAction
+from saga_store.run import SagaRun
+from saga_store.validation import is_plain
+
+
+class _EngineErrors:
+    """Raises what the engine branches on, with our own error as its cause."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        if isinstance(error, (SagaNotFoundError, SagaAlreadyExistsError)):
+            raise ValueError(str(error)) from error  # noqa: TRY004 - what the engine looks for
+        if isinstance(error, SagaConcurrencyError):
+            raise CqrsConcurrencyError(str(error)) from error
+
+
+# A class, and one object of it: every call of the engine passes here, and a generator costs it more than the rest.
+ENGINE_ERRORS = _EngineErrors()
+
+
+class EngineCalls(abc.ABC):
+    """The six methods as python-cqrs calls them, on the storage and on a run alike."""
+
+    @abc.abstractmethod
+    def _of(self, saga_id: UUID) -> ICheckpointStorage | SagaRun:
+        """Return what the calls for this saga go to."""
+
+    @abc.abstractmethod
+    async def _load(self, saga_id: UUID) -> tuple[SagaStatus, Context, int]:
+        """Return status, context and version."""
+
+    async def create_saga(self, saga_id: UUID, name: str, context: dict[str, Any]) -> None:
+        with ENGINE_ERRORS:
+            await self._of(saga_id).create_saga(saga_id, name, _json_form(context))
+
+    async def update_context(self, saga_id: UUID, context: dict[str, Any], current_version: int | None = None) -> None:
+        with ENGINE_ERRORS:
+            await self._of(saga_id).update_context(saga_id, _json_form(context), expected_version=current_version)
+
+    async def update_status(self, saga_id: UUID, status: CqrsStatus) -> None:
+        with ENGINE_ERRORS:
+            await self._of(saga_id).update_status(saga_id, our_status(status))
+
+    async def log_step(
+        self,
+        saga_id: UUID,
+        step_name: str,
+        action: StepAction,
+        status: CqrsStepStatus,
+        details: str | None = None,
+    ) -> None:
+        """Append an entry; what PostgreSQL can't hold in ``details`` is stored as a backslash escape.
+
+        The engine logs ``str(exception)`` before it compensates: if that were refused, nothing would be undone.
+        """
+        with ENGINE_ERRORS:
+            await self._of(saga_id).log_step(
+                saga_id,
+                step_name,
+                action,
+                SagaStepStatus[CqrsStepStatus(status).name],
+                _storable(details) if isinstance(details, str) else details,
+            )
+
+    async def load_saga_state(
+        self,
+        saga_id: UUID,
+        *,
+        read_for_update: bool = False,  # noqa: ARG002 - the engine passes it; see below
+    ) -> tuple[CqrsStatus, dict[str, Any], int]:
+        """Return status, context and version.
+
+        ``read_for_update`` locks nothing: no lock is held while a step works. The version is what guards
+        against somebody who writes in between.
+        """
+        with ENGINE_ERRORS:
+            status, context, version = await self._load(saga_id)
+        return CqrsStatus[status.name], context, version
+
+    async def get_step_history(self, saga_id: UUID) -> list[CqrsLogEntry]:
+        with ENGINE_ERRORS:
+            history = await self._of(saga_id).get_step_history(saga_id)
+        return [
+            CqrsLogEntry(
+                saga_id=entry.saga_id,
+                step_name=entry.step_name,
+                action=entry.action,
+                status=CqrsStepStatus[entry.status.name],
+                timestamp=entry.created_at,
+                details=entry.details,
+            )
+            for entry in history
+        ]
+
+
+class RunCalls(EngineCalls, SagaStorageRun):
+    """The calls on a run, which knows the version that it has seen."""
+
+    @abc.abstractmethod
+    def _of(self, saga_id: UUID) -> SagaRun: ...
+
+    async def _load(self, saga_id: UUID) -> tuple[SagaStatus, Context, int]:
+        run = self._of(saga_id)
+        status, context = await run.load_saga_state(saga_id)
+        return status, context, run.version or 1
+
+
+def our_status(status: CqrsStatus) -> SagaStatus:
+    return SagaStatus[CqrsStatus(status).name]
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _json_form(context: dict[str, Any]) -> dict[str, Any]:
+    """Do what JSON would do to tuples and scalar keys, which the storages refuse because it isn't reversible.
+
+    Here it is: a ``SagaContext`` is rebuilt from its fields' types. What JSON can't hold stays as it is, and
+    the storage refuses it by its path.
+    """
+    try:
+        if type(context) is dict and is_plain(context):
+            return context
+        form: dict[str, Any] = _json_value(context)
+    except RecursionError:
+        # Too deep, or inside itself: the storage says where.
+        return context
+    return form
+
+
+def _json_value(value: Any) -> Any:  # noqa: ANN401 - a context holds anything
+    if isinstance(value, dict):
+        # All keys or none, so that no two keys can become one.
+        spell = json.dumps if all(type(key) in {int, float, bool} for key in value) else _unchanged
+        return dict(zip(map(spell, value), map(_json_value, value.values()), strict=True))
+    if isinstance(value, (list, tuple)):
+        return list(map(_json_value, value))
+    return value
+
+
+def _unchanged(key: object) -> object:
+    return key

@@ -1,0 +1,62 @@
+"""Poolers that share the server's connections among clients, such as PgBouncer in transaction mode.
+
+A prepared statement lives on one connection of the server's. Behind such a pooler the next statement may find itself
+on another one: where the prepared statement isn't known, or where its name stands for somebody else's. The latter is
+executed without complaint, so an engine that keeps prepared statements is refused before it is used.
+"""
+
+from typing import Any
+from uuid import uuid4
+from weakref import WeakSet
+
+from sqlalchemy import Pool
+
+from saga_store.errors import StorageUnavailableError
+
+ADVICE = (
+    "a pooler such as PgBouncer in transaction mode shares the server's connections, and would mix up the prepared "
+    "statements that this engine keeps; keep none: create_async_engine(url, connect_args={'statement_cache_size': 0, "
+    "'prepared_statement_cache_size': 0}) with asyncpg, connect_args={'prepare_threshold': None} with psycopg"
+)
+
+# What the drivers call the statements that they prepare; a pooler that keeps track of them gives them other names.
+_NAMES_OF_DRIVERS = ("__asyncpg_", "_pg3_")
+
+approved: WeakSet[Pool] = WeakSet()
+"""The pools whose connections have been looked at: it is done once for each."""
+
+
+async def check_pooler(pool: Pool, driver: Any) -> None:  # noqa: ANN401 - asyncpg has no types
+    """Approve of a pool by one of its connections, the driver's own.
+
+    Raises:
+        StorageUnavailableError: Its prepared statements would be mixed up; or, in session mode, would be as soon as the
+            pooler's mode is changed, which can't be told from here.
+    """
+    is_pooled = _is_pooled_asyncpg if hasattr(driver, "get_server_pid") else _is_pooled_psycopg
+    if await is_pooled(driver):
+        raise StorageUnavailableError(ADVICE)
+    approved.add(pool)
+
+
+async def _is_pooled_asyncpg(driver: Any) -> bool:  # noqa: ANN401 - asyncpg has no types
+    if await driver.fetchval("SELECT pg_backend_pid()") == driver.get_server_pid():
+        return False
+    name = await driver.fetchval(_own_name())
+    return name is not None and name.startswith(_NAMES_OF_DRIVERS)
+
+
+async def _is_pooled_psycopg(driver: Any) -> bool:  # noqa: ANN401 - as above
+    if driver.prepare_threshold is None:
+        return False
+    cursor = await driver.execute("SELECT pg_backend_pid()", prepare=False)
+    if await cursor.fetchone() == (driver.info.backend_pid,):
+        return False
+    cursor = await driver.execute(_own_name(), prepare=True)
+    row = await cursor.fetchone()
+    return row is not None and row[0].startswith(_NAMES_OF_DRIVERS)
+
+
+def _own_name() -> str:
+    """Return a query for the name under which the server knows that very query; no row if it has none."""
+    return f"SELECT name FROM pg_prepared_statements WHERE statement LIKE '%{uuid4().hex}%'"  # noqa: S608 - hexadecimal

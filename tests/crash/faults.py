@@ -1,0 +1,152 @@
+"""What can happen to a server, its connections and its clients, on purpose and at any moment."""
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from tests.crash.bed import Bed, ClientProcess
+from tests.crash.journal import Answer
+from tests.proxy import Cut
+
+# A fault that lasts does so until clients have felt it, or this long: under light load they may not.
+FELT_WITHIN_SECONDS = 5
+DISK_FULL = "53100"
+STATEMENT_TIMED_OUT = "57014"
+HOLD_SECONDS = 0.3
+
+Fault = Callable[[Bed, random.Random], Awaitable[None]]
+
+
+async def server_killed(bed: Bed, _: random.Random) -> None:
+    await asyncio.to_thread(bed.server.kill)
+    await bed.start_server()
+
+
+async def server_restarted_fast(bed: Bed, _: random.Random) -> None:
+    await asyncio.to_thread(bed.server.stop, signal.SIGINT)
+    await bed.start_server()
+
+
+async def server_restarted_immediately(bed: Bed, _: random.Random) -> None:
+    await asyncio.to_thread(bed.server.stop, signal.SIGQUIT)
+    await bed.start_server()
+
+
+async def backend_killed(bed: Bed, rng: random.Random) -> None:
+    """SIGKILL one backend: the server takes all others down, recovers and goes on."""
+    await asyncio.to_thread(bed.server.kill_one, rng.randrange(1000))
+
+
+async def client_killed(bed: Bed, rng: random.Random) -> None:
+    client = rng.choice(bed.clients)
+    await client.kill()
+    await client.start()
+
+
+async def cut_before_statement(bed: Bed, rng: random.Random) -> None:
+    await _cut(bed, rng.choice(bed.clients), Cut.BEFORE_SENDING)
+
+
+async def cut_before_answer(bed: Bed, rng: random.Random) -> None:
+    """Executed, then lost."""
+    await _cut(bed, rng.choice(bed.clients), Cut.BEFORE_ANSWER)
+
+
+async def cut_while_locked(bed: Bed, _: random.Random) -> None:
+    """Cut all connections while their statements wait for a lock: they are executed later, beside their repetition."""
+    async with _locked(bed):
+        await asyncio.sleep(HOLD_SECONDS)
+        for client in bed.clients:
+            client.proxy.sever()
+        await asyncio.sleep(HOLD_SECONDS)
+
+
+async def backends_terminated(bed: Bed, _: random.Random) -> None:
+    await bed.administer(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < 0.5"
+    )
+
+
+async def pool_run_dry(bed: Bed, rng: random.Random) -> None:
+    client = rng.choice(bed.clients)
+    before = client.answers[Answer.UNAVAILABLE]
+    client.process.send_signal(signal.SIGUSR1)
+    await _until_felt(bed, lambda: client.answers[Answer.UNAVAILABLE] > before)
+
+
+async def statements_timed_out(bed: Bed, rng: random.Random) -> None:
+    before = bed.codes(STATEMENT_TIMED_OUT)
+    await bed.administer(f"ALTER SYSTEM SET statement_timeout = '{rng.randint(1, 20)}ms'", "SELECT pg_reload_conf()")
+    try:
+        # Some time out while they wait, others in the middle of their work.
+        async with _locked(bed):
+            await asyncio.sleep(rng.uniform(0, HOLD_SECONDS))
+        await _until_felt(bed, lambda: bed.codes(STATEMENT_TIMED_OUT) > before)
+    finally:
+        await bed.administer("ALTER SYSTEM RESET statement_timeout", "SELECT pg_reload_conf()")
+
+
+async def disk_full(bed: Bed, _: random.Random) -> None:
+    if bed.disk is None:
+        raise RuntimeError("there is no small disk to fill; leave this fault out")
+    before = bed.codes(DISK_FULL)
+    bed.disk.fill()
+    try:
+        await _until_felt(bed, lambda: bed.codes(DISK_FULL) > before)
+    finally:
+        bed.disk.clear()
+
+
+FAULTS: dict[str, Fault] = {
+    "server killed (SIGKILL)": server_killed,
+    "server restarted, fast": server_restarted_fast,
+    "server restarted, immediate": server_restarted_immediately,
+    "one backend killed (SIGKILL)": backend_killed,
+    "client killed (SIGKILL)": client_killed,
+    "cut before the statement": cut_before_statement,
+    "cut before the answer": cut_before_answer,
+    "all cut while waiting for a lock": cut_while_locked,
+    "pg_terminate_backend": backends_terminated,
+    "pool run dry": pool_run_dry,
+    "statements timed out": statements_timed_out,
+    "disk full": disk_full,
+}
+# Cuts are what loses single answers; restarts take the longest.
+WEIGHTS = {"cut before the statement": 4, "cut before the answer": 6, "client killed (SIGKILL)": 2}
+
+
+def possible(bed: Bed) -> dict[str, Fault]:
+    """Return the faults that can be had here."""
+    return {name: fault for name, fault in FAULTS.items() if fault is not disk_full or bed.disk}
+
+
+def schedule(rng: random.Random, names: list[str], count: int) -> list[str]:
+    """Return each fault at least once, if the count allows, and the rest by weight; in random order."""
+    chosen = names[:count] + rng.choices(names, [WEIGHTS.get(name, 1) for name in names], k=max(0, count - len(names)))
+    rng.shuffle(chosen)
+    return chosen
+
+
+@asynccontextmanager
+async def _locked(bed: Bed) -> AsyncIterator[None]:
+    """Keep all writers waiting, and no reader."""
+    async with bed.administrator() as locking, locking.transaction():
+        await locking.execute("LOCK TABLE saga_executions IN SHARE ROW EXCLUSIVE MODE")
+        yield
+
+
+async def _cut(bed: Bed, client: ClientProcess, cut: Cut) -> None:
+    client.proxy.cut = cut
+    await bed.until(lambda: client.proxy.cut is None, "a client sent no statement to cut")
+
+
+async def _until_felt(bed: Bed, is_felt: Callable[[], bool]) -> None:
+    deadline = asyncio.get_running_loop().time() + FELT_WITHIN_SECONDS
+    while asyncio.get_running_loop().time() < deadline:
+        bed.follow()
+        if is_felt():
+            return
+        await asyncio.sleep(0.02)

@@ -1,0 +1,36 @@
+"""Whatever is done to the twin and to PostgreSQL, over either driver and any bind, both answer the same."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.storage import SagaStorage
+from saga_store.testing.differential import DifferentialContract, TransactionDifferentialContract
+from saga_store.testing.run import RunUnit
+from saga_store.testing.transaction import Transactions
+from tests.test_contract import JOINING_BINDS, OWNING_BINDS, PostgreSQLFixtures
+
+
+class TestPostgreSQL(PostgreSQLFixtures, DifferentialContract):
+    schedules = 6
+
+    @pytest.fixture(params=OWNING_BINDS)
+    def unit(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> RunUnit:
+        storage = SqlAlchemySagaStorage(OWNING_BINDS[request.param](engine))
+        return lambda: nullcontext(storage)
+
+
+class TestPostgreSQLTransaction(PostgreSQLFixtures, TransactionDifferentialContract):
+    schedules = 6
+
+    @pytest.fixture(params=JOINING_BINDS)
+    def transaction(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> Transactions[SagaStorage]:
+        @asynccontextmanager
+        async def transaction() -> AsyncIterator[tuple[SagaStorage, AsyncSession | AsyncConnection]]:
+            async with JOINING_BINDS[request.param](engine) as bind:
+                yield SqlAlchemySagaStorage(bind), bind
+
+        return transaction

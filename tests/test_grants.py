@@ -1,0 +1,266 @@
+"""Least privilege: the role that the printed GRANTs make keeps the contract, and can do no more."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import LiteralString
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import errors
+from psycopg.sql import SQL, Identifier, Literal
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from saga_store.errors import SchemaError
+from saga_store.grants import grants
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sqlalchemy.tables import REVISION
+from saga_store.testing import (
+    AbsenceContract,
+    CheckpointAbsenceContract,
+    CheckpointContract,
+    CheckpointUnit,
+    ConcurrencyContract,
+    CreationContract,
+    ExecutionContract,
+    HistoryContract,
+    LeaseContract,
+    LeaseRaceContract,
+    RecoveryStorageContract,
+    RunContract,
+    StalenessContract,
+    StateContract,
+    VersionContract,
+    VersionRaceContract,
+)
+from tests.connections import engine_on
+from tests.databases import Database, Databases
+from tests.test_contract import PostgreSQLFixtures
+
+PASSWORD = "none-of-a-secret"  # noqa: S105 - the role ends with the test
+# No space: psycopg takes none in a URL, where SQLAlchemy writes them as they are.
+AWKWARD = """O'Brien;"x"\\$check$%I"""
+
+FORBIDDEN: list[LiteralString] = [
+    "UPDATE saga_logs SET details = 'never happened'",
+    "UPDATE saga_logs SET saga_id = saga_id",
+    "DELETE FROM saga_logs",
+    "TRUNCATE saga_logs",
+    "DELETE FROM saga_executions",
+    "TRUNCATE saga_executions CASCADE",
+    "SELECT * FROM saga_logs FOR UPDATE",
+    "SELECT setval('saga_logs_id_seq', 1)",
+    "UPDATE saga_store_version SET version_num = 'other'",
+    "DELETE FROM saga_store_version",
+    "ALTER TABLE saga_logs ADD COLUMN note text",
+    "ALTER TABLE saga_logs DISABLE TRIGGER ALL",
+    "DROP TABLE saga_logs",
+    "CREATE INDEX ON saga_executions (updated_at)",
+    "CREATE TRIGGER t BEFORE INSERT ON saga_logs FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    "CREATE TABLE mine (id int)",
+]
+
+GRANTED = {
+    ("saga_executions", "SELECT"),
+    ("saga_executions", "INSERT"),
+    ("saga_executions", "UPDATE"),
+    ("saga_logs", "SELECT"),
+    ("saga_logs", "INSERT"),
+    ("saga_logs_id_seq", "USAGE"),
+    ("saga_store_version", "SELECT"),
+}
+
+PRIVILEGES = """
+    SELECT c.relname, a.privilege_type
+    FROM pg_class c CROSS JOIN aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee
+    WHERE r.rolname = %s
+    UNION ALL
+    SELECT c.relname || '.' || t.attname, a.privilege_type
+    FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid CROSS JOIN aclexplode(t.attacl) a
+        JOIN pg_roles r ON r.oid = a.grantee
+    WHERE r.rolname = %s
+"""
+
+
+@contextmanager
+def role_on(database: Database, name: str, options: LiteralString = "") -> Iterator[str]:
+    """A role that may connect; it and its privileges in the database are gone afterwards.
+
+    Nobody is connected meanwhile, so that the database can be copied.
+    """
+    role = Identifier(name)
+    with psycopg.connect(database.url(), autocommit=True) as admin:
+        admin.execute(SQL("CREATE ROLE {} LOGIN PASSWORD {} " + options).format(role, Literal(PASSWORD)))
+    try:
+        yield name
+    finally:
+        with psycopg.connect(database.url(), autocommit=True) as admin:
+            admin.execute(SQL("DROP OWNED BY {}").format(role))
+            admin.execute(SQL("DROP ROLE {}").format(role))
+
+
+def run(database: Database, script: str) -> None:
+    """Run a script of several statements, as psql does."""
+    with psycopg.connect(database.url(), autocommit=True) as connection:
+        connection.execute(script.encode())
+
+
+def as_role(database: Database, role: str) -> Database:
+    return replace(database, address=database.address.set(username=role, password=PASSWORD))
+
+
+def privileges(database: Database, role: str) -> set[tuple[str, str]]:
+    """What the role itself was granted on tables, columns and sequences: their names, and what."""
+    with psycopg.connect(database.url()) as connection:
+        return set(connection.execute(PRIVILEGES, [role, role]).fetchall())
+
+
+@pytest.fixture(scope="module")
+def granted(databases: Databases, template: Database) -> Iterator[Database]:
+    """Yield a database as a role sees it that has the printed privileges there, and no others."""
+    with databases.clone(template) as database, role_on(database, f"{AWKWARD}{uuid4().hex[:8]}") as role:
+        run(database, grants(role))
+        yield as_role(database, role)
+
+
+class AsApplication:
+    """The tests connect as the application's role. None of the contract's needs a database of its own."""
+
+    @pytest.fixture
+    def database(self, granted: Database) -> Database:
+        return granted
+
+
+class TestContract(
+    AsApplication,
+    PostgreSQLFixtures,
+    CreationContract,
+    StateContract,
+    AbsenceContract,
+    HistoryContract,
+    ConcurrencyContract,
+    ExecutionContract,
+    VersionContract,
+    CheckpointContract,
+    CheckpointAbsenceContract,
+    VersionRaceContract,
+    StalenessContract,
+    RecoveryStorageContract,
+    RunContract,
+    LeaseContract,
+    LeaseRaceContract,
+):
+    """The contract on engine binds of both drivers, but for input: what is refused before any SQL, and contexts."""
+
+    @pytest.fixture
+    def unit(self, engine: AsyncEngine) -> CheckpointUnit:
+        storage = SqlAlchemySagaStorage(engine)
+        return lambda: nullcontext(storage)
+
+
+class TestLimits(AsApplication):
+    @pytest.mark.parametrize("statement", FORBIDDEN)
+    def test_postgresql_refuses_everything_else(self, database: Database, statement: LiteralString) -> None:
+        """History can be neither changed nor deleted, sagas not deleted, and nothing altered."""
+        with psycopg.connect(database.url()) as connection, pytest.raises(errors.InsufficientPrivilege):
+            connection.execute(statement)
+
+
+class TestScript:
+    @pytest.fixture
+    def role(self, database: Database) -> Iterator[str]:
+        with role_on(database, f"saga_test_{uuid4().hex[:8]}") as role:
+            yield role
+
+    async def test_a_migration_that_is_missing_is_still_named(self, database: Database, role: str) -> None:
+        """The role may read the version table, so that SchemaError can say what was found there."""
+        run(database, grants(role))
+        run(database, "DROP TABLE saga_logs")
+        async with engine_on(as_role(database, role).url("asyncpg")) as engine:
+            with pytest.raises(SchemaError) as caught:
+                await SqlAlchemySagaStorage(engine).get_step_history(uuid4())
+        assert caught.value.found == REVISION
+
+    def test_it_can_be_run_again(self, database: Database, role: str) -> None:
+        """Running it twice leaves what running it once did."""
+        run(database, grants(role))
+        once = privileges(database, role)
+        run(database, grants(role))
+        assert privileges(database, role) == once == GRANTED
+
+    def test_what_the_role_could_do_before_ends(self, database: Database, role: str) -> None:
+        """Privileges of a table and of single columns are taken back before the new ones are given."""
+        run(database, f"GRANT ALL ON saga_executions, saga_logs, saga_logs_id_seq TO {role}")
+        run(database, f"GRANT UPDATE (details) ON saga_logs TO {role}")
+        run(database, grants(role))
+        assert privileges(database, role) == GRANTED
+
+    def test_another_schema(self, database: Database, role: str) -> None:
+        """The names in the script are qualified, whatever the search path is, and quoted."""
+        run(database, 'CREATE SCHEMA "my ""sagas"""')
+        for table in ("saga_executions", "saga_logs", "saga_store_version"):
+            run(database, f'ALTER TABLE {table} SET SCHEMA "my ""sagas"""')
+        run(database, grants(role, schema='my "sagas"'))
+        assert privileges(database, role) == GRANTED
+
+    def test_an_unknown_role_is_named(self, database: Database) -> None:
+        with pytest.raises(errors.UndefinedObject, match='role "nobody_here" does not exist'):
+            run(database, grants("nobody_here"))
+
+    @pytest.mark.parametrize(
+        "power",
+        [
+            "ALTER TABLE saga_logs OWNER TO {role}",
+            "GRANT {owner} TO {role}",
+            "GRANT pg_write_all_data TO {role}",
+            "GRANT DELETE ON saga_logs TO PUBLIC",
+            "GRANT UPDATE (details) ON saga_logs TO PUBLIC",
+            "GRANT TRUNCATE ON saga_executions TO PUBLIC",
+            "ALTER ROLE {role} SUPERUSER",
+        ],
+    )
+    def test_a_role_that_could_do_more_is_refused(self, database: Database, role: str, power: str) -> None:
+        """Grants that limit nothing would be a false comfort: the script fails, and grants nothing."""
+        run(database, power.format(role=role, owner=database.address.username))
+        before = privileges(database, role)
+        with pytest.raises(errors.RaiseException, match="could still change or delete history"):
+            run(database, grants(role))
+        assert privileges(database, role) == before
+        run(database, f"ALTER TABLE saga_logs OWNER TO CURRENT_USER; ALTER ROLE {role} NOSUPERUSER")
+
+    def test_who_may_not_grant_is_told(self, database: Database, role: str) -> None:
+        """PostgreSQL itself would only warn somebody who has privileges but no right to pass them on."""
+        run(database, grants(role))
+        with role_on(database, f"{role}_other") as other:
+            run(database, grants(other))
+            with pytest.raises(errors.InsufficientPrivilege, match=f"{other} may not grant on"):
+                run(as_role(database, other), grants(role))
+
+
+class TestNames:
+    @pytest.mark.parametrize("reserved", ["public", "PUBLIC", "none"])
+    def test_everybody_is_no_role(self, reserved: str) -> None:
+        """Even in quotes PostgreSQL would take them for everybody and for nobody."""
+        with pytest.raises(ValueError, match=f"single role, not '{reserved}': give the application a role of its own"):
+            grants(reserved)
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("", "must not be empty"),
+            ("a\0b", "must not contain NUL"),
+            ("\ud800", "must be text that UTF-8 can hold"),
+            ("r" * 64, "must be at most 63 bytes long, as PostgreSQL's names are, not 64"),
+            ("\u20ac" * 22, "must be at most 63 bytes long, as PostgreSQL's names are, not 66"),
+        ],
+    )
+    def test_what_can_be_no_name_is_refused(self, name: str, reason: str) -> None:
+        """The message names the argument, the value and the reason."""
+        calls: dict[str, Callable[[], str]] = {
+            "role": lambda: grants(name),
+            "schema": lambda: grants("app", schema=name),
+        }
+        for argument, call in calls.items():
+            with pytest.raises(ValueError, match=f"^{argument} {reason}"):
+                call()
