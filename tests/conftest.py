@@ -13,6 +13,7 @@ from sqlalchemy.pool import QueuePool
 
 from saga_store.testing.postgres import PostgresServer, PostgresUnavailableError, serve
 from tests.databases import Database, Databases
+from tests.wheel import Environment, build_wheel, install_wheel
 
 SERVER = pytest.StashKey[PostgresServer]()
 SHOWN = ("SQLAlchemy", "alembic", "asyncpg", "psycopg")
@@ -67,6 +68,13 @@ def database(databases: Databases, template: Database) -> Iterator[Database]:
 def empty_database(databases: Databases) -> Iterator[Database]:
     with databases.empty() as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The built wheel in an environment of its own."""
+    folder = tmp_path_factory.mktemp("wheel")
+    return install_wheel(build_wheel(folder), folder / "environment")
 
 
 @pytest.fixture
