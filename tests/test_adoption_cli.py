@@ -1,7 +1,9 @@
 """`saga-store adopt`, as it is typed."""
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,8 @@ from saga_store.schema.checking import State
 from tests.cqrs_tables import ENTRIES_OF_EACH, SAGAS, execute
 from tests.databases import Database
 from tests.test_migrations import fingerprint
+
+PAGE = Path(__file__).parent.parent / "docs" / "adoption.md"
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -86,3 +90,15 @@ class TestAdopt:
         assert code == Exit.FAILED
         assert "CQRS_SAGA_LOG_TABLE_NAME=order_logs" in err
         assert fingerprint(cqrs_database) == before
+
+
+class TestThePage:
+    def test_its_commands_succeed_in_their_order(self, cqrs_database: Database, run: Run) -> None:
+        """From the first look to the end, by way of there and back."""
+        blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+        lines = [line.split()[1:] for block in blocks for line in block.splitlines() if line.startswith("saga-store")]
+
+        assert lines[-1] == ["adopt", "--finish", "--execute"]
+        for verb, *arguments in lines:
+            assert (run(*arguments)[0] if verb == "adopt" else main([verb, *arguments])) == Exit.DONE
+        assert schema.check(cqrs_database.url("psycopg")).state is State.CURRENT

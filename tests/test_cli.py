@@ -113,6 +113,15 @@ class TestVerbs:
         assert main(["sql", f"{FIRST}:{HEAD}"]) == Exit.DONE
         assert capsys.readouterr().out == schema.sql(FIRST, HEAD).rstrip() + "\n"
 
+    def test_a_reader_that_has_had_enough_is_no_error(self) -> None:
+        """As in `saga-store sql | head`: no traceback."""
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "saga_store", "history"]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, cwd=ROOT)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (Exit.FAILED, b"")
+
 
 class TestFailures:
     def test_a_lock_that_is_not_to_be_had_has_a_code_of_its_own(

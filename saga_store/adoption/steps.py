@@ -78,6 +78,9 @@ def steps(shape: Shape, target: Form, *, rewrite: bool) -> list[Step]:
         found += _beside([table for table in tables if table.form != target], target)
     if target == "saga-store":
         found += [step for table in tables for step in _indexes(table, rewritten=rewrite and not begun)]
+    if found:
+        # The planner knows nothing of columns that are new, and autovacuum comes when it comes.
+        found.append(Step("gather statistics", "transaction", (), NOBODY, (f"ANALYZE {', '.join(TABLES)}",)))
     return found
 
 

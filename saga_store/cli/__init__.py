@@ -4,6 +4,7 @@ A verb is added by a module of its own: a function ``register(verbs)``, which st
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     console = Console(as_json=given.json)
     try:
-        return int(given.run(given, console))
+        code = int(given.run(given, console))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output has had enough, as `head` does. Python would write the rest when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
     except MigrationLockError as exc:
         return console.fail(exc, Exit.LOCKED)
     except (SagaStoreError, CommandError, SQLAlchemyError) as exc:
@@ -41,3 +47,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("saga-store: interrupted", file=sys.stderr)
         return Exit.INTERRUPTED
+    return code

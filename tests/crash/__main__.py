@@ -6,6 +6,7 @@ python -m tests.crash [--faults N] [--seed S] [--clients N] [--definite]
 import argparse
 import asyncio
 import secrets
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def main() -> int:
     parser.add_argument("--definite", action="store_true", help="fail if a write with a version stays unknown")
     options = parser.parse_args()
     print(f"seed {options.seed} (the same again: --seed {options.seed})", flush=True)  # noqa: T201 - a program's output
+    # So that what was started is stopped, and the disk unmounted.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     plan = Plan(options.seed, options.faults, options.clients, options.tasks, folder=options.data)
     result = asyncio.run(crash(plan, sys.stdout))
     result.save(LATEST)

@@ -1,10 +1,14 @@
 """The server, the proxies before it, and the client processes that write through them."""
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
+import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -18,7 +22,7 @@ from sqlalchemy import URL
 
 from saga_store.testing.postgres import RestartableServer, restartable
 from tests.crash.client import Setup
-from tests.crash.disk import SmallDisk, small_disk
+from tests.crash.disk import SmallDisk, small_disk, unmount
 from tests.crash.journal import Answer, Answered, Record, Tail
 from tests.crash.tables import AUDIT
 from tests.databases import ALEMBIC_INI
@@ -26,6 +30,7 @@ from tests.proxy import Proxy
 
 ROOT = Path(__file__).parent.parent.parent
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder with a random name is made in it
+TEMPORARY = "saga-store-crash-"
 PATIENCE_SECONDS = 120
 POLL_SECONDS = 0.02
 # Without these an acknowledged write may be lost, and rightly so.
@@ -112,7 +117,13 @@ class ClientProcess:
         )
         with self._errors(name).open("wb") as errors:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.crash.client", json.dumps(asdict(setup)), stderr=errors, cwd=ROOT
+                sys.executable,
+                "-m",
+                "tests.crash.client",
+                json.dumps(asdict(setup)),
+                stdin=asyncio.subprocess.PIPE,
+                stderr=errors,
+                cwd=ROOT,
             )
         self._tail = Tail(journal)
 
@@ -227,6 +238,7 @@ class Bed:
 async def made(plan: Plan) -> AsyncIterator[Bed]:
     """Start a durable server, and the clients."""
     async with AsyncExitStack() as stack:
+        remove_leftovers(plan.folder)
         place = stack.enter_context(temporary_folder(plan.folder))
         server = stack.enter_context(restartable(data=place / "server"))
         disk = stack.enter_context(small_disk(place / "disk", server.user))
@@ -251,9 +263,20 @@ def in_memory() -> Path | None:
     return MEMORY if os.access(MEMORY, os.W_OK) else None
 
 
+def remove_leftovers(parent: Path | None) -> None:
+    """Remove what killed runs left: its folder, and the small disk that is mounted there, which keeps its memory."""
+    for folder in Path(parent or tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        if time.time() - folder.stat().st_mtime < PATIENCE_SECONDS:
+            continue  # it may just be being made
+        with contextlib.suppress(OSError), (folder / "server" / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its server's, as long as there is one
+            unmount(folder / "disk")
+            shutil.rmtree(folder)
+
+
 @contextmanager
 def temporary_folder(parent: Path | None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="saga-store-crash-", dir=parent) as name:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent) as name:
         folder = Path(name)
         folder.chmod(0o711)  # when root runs this, another user runs the server
         (folder / "journals").mkdir()

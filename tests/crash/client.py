@@ -6,6 +6,7 @@ a while.
 
 import asyncio
 import json
+import os
 import random
 import signal
 import sys
@@ -70,6 +71,8 @@ async def run_pool_dry(engine: AsyncEngine) -> None:
 async def main(setup: Setup) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    # Standard input is a pipe from the one who started this process: when that is killed, so is this.
+    loop.add_reader(sys.stdin, os._exit, 1)
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     async with opened(setup) as engine, asyncio.TaskGroup() as tasks:
         bind = engine if setup.bind == "engine" else async_sessionmaker(engine)

@@ -54,4 +54,9 @@ def small_disk(folder: Path, owner: tuple[int, int]) -> Iterator[SmallDisk | Non
     try:
         yield SmallDisk(folder)
     finally:
+        unmount(folder)
+
+
+def unmount(folder: Path) -> None:
+    if folder.is_mount():
         subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S607 - wherever it is
