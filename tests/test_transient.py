@@ -43,6 +43,7 @@ from tests.scene import BRIEFLY, NEVER, PATIENT, Scene, until
 
 MakeEngine = Callable[..., AsyncEngine]
 POOLED = 5
+NOTICED = pytest.mark.parametrize("turns", [0, 50], ids=["unnoticed", "noticed by the event loop"])
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -74,7 +75,7 @@ class TestStalePool:
     """Connections that died while they waited in the pool cost nobody an error, even with no time to retry."""
 
     @pytest.mark.parametrize("bind", ["engine", "sessionmaker"])
-    @pytest.mark.parametrize("turns", [0, 50], ids=["unnoticed", "noticed by the event loop"])
+    @NOTICED
     async def test_backends_that_were_terminated(
         self, driver: str, make_engine: MakeEngine, admin: psycopg.Connection, bind: str, turns: int
     ) -> None:
@@ -91,11 +92,14 @@ class TestStalePool:
         await asyncio.gather(*(storage.create_saga(uuid4(), "order", {}) for _ in range(POOLED)))
         assert len(await storage.find_stale_sagas(stale_after=NEVER)) == 2 * POOLED
 
+    @NOTICED
     async def test_those_that_only_the_application_has_used(
-        self, driver: str, make_engine: MakeEngine, admin: psycopg.Connection
+        self, driver: str, make_engine: MakeEngine, admin: psycopg.Connection, turns: int
     ) -> None:
         engine = make_engine(driver)
         terminate(admin, await fill_pool(engine))
+        for _ in range(turns):
+            await asyncio.sleep(0)
         storage = SqlAlchemySagaStorage(engine, group_commit=False, retry_for=NEVER)
         await asyncio.gather(*(storage.create_saga(uuid4(), "order", {}) for _ in range(POOLED)))
         assert len(await storage.find_stale_sagas(stale_after=NEVER)) == POOLED

@@ -1,5 +1,7 @@
 """Ids of writes: what they say about what a row may have forgotten."""
 
+import subprocess
+import sys
 from uuid import uuid4
 
 import pytest
@@ -49,6 +51,19 @@ class TestWhoGetsOne:
     @pytest.mark.parametrize("write", [change(None), Write(uuid4(), name="order", context="{}")])
     def test_what_expects_no_version_gets_none(self, write: Write) -> None:
         assert new_write_id(write) is None
+
+    def test_a_forked_process_draws_others(self) -> None:
+        """Also if the application seeds the generator that all share."""
+        program = (
+            "import os, random; from uuid import UUID; from saga_store.write import Write\n"
+            "from saga_store.sqlalchemy.write_ids import new_write_id\n"
+            "child = os.fork(); random.seed(1)\n"
+            "write_id = new_write_id(Write(UUID(int=1), context='{}', expected_version=1))\n"
+            "os.write(1, f'{write_id}\\n'.encode())\n"
+            "child and os.waitpid(child, 0)\n"
+        )
+        said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert len(set(said.stdout.split())) == 2
 
 
 class TestWhatMayHaveBeenDropped:

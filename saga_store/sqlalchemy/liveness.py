@@ -14,12 +14,14 @@ class Liveness:
 
     def __init__(self, driver: Any) -> None:  # noqa: ANN401 - asyncpg has no types
         pgconn = getattr(driver, "pgconn", None)
+        self._is_closed: Callable[[], bool] = driver.is_closed if pgconn is None else lambda: bool(driver.closed)
+        self._is_readable: Callable[[], object] = lambda: True
+        if self._is_closed():
+            return  # it has no socket any more
         if pgconn is None:
-            self._is_closed: Callable[[], bool] = driver.is_closed
-            transport = driver._transport  # noqa: SLF001 - there is no public way to the socket
-            self._is_readable = _poll(transport.get_extra_info("socket").fileno())
+            socket = driver._transport.get_extra_info("socket")  # noqa: SLF001 - there is no public way to it
+            self._is_readable = _poll(socket.fileno()) if socket else lambda: False
         else:
-            self._is_closed = lambda: bool(driver.closed)
             self._is_readable = _poll(pgconn.socket)
 
     def is_quiet(self) -> bool:

@@ -5,13 +5,13 @@ its last writes in the order in which they were written, so their versions never
 no higher version than the first that is kept. docs/ambiguous_commits.md has the argument.
 """
 
-import secrets
+import os
+import random
 from collections.abc import Sequence
 
 from saga_store.write import Write
 
 # So many bits that two writes which lead to one version of a saga never draw the same; with those of the version 63.
-# They are the operating system's, for an application may seed `random` alike in all its processes.
 RANDOM_BITS = 48
 VERSION_MASK = 0x7FFF
 
@@ -19,6 +19,12 @@ VERSION_MASK = 0x7FFF
 KEPT = 8
 # Writes that don't raise it may not drop each other's ids: nothing else keeps them from being written twice.
 KEPT_OF_ONE_VERSION = 32
+
+# One of our own, seeded by the operating system: an application may seed `random` alike in all its processes. Asking
+# the operating system each time would cost ten times as much.
+_chance = random.Random()  # noqa: S311 - not a secret
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_chance.seed)  # or a child would draw what its parent draws
 
 
 def leads_to(write: Write) -> int:
@@ -30,7 +36,7 @@ def new_write_id(write: Write) -> int | None:
     """Return an id for a write that expects a version; None for one that may be repeated anyway, or may not."""
     if write.expected_version is None or not (write.creates or write.changes_row or write.steps):
         return None
-    return (leads_to(write) & VERSION_MASK) << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
+    return (leads_to(write) & VERSION_MASK) << RANDOM_BITS | _chance.getrandbits(RANDOM_BITS)
 
 
 def cannot_have_been_dropped(write: Write, found: int, recent: Sequence[int]) -> bool:
