@@ -15,7 +15,7 @@ from tests.test_contract import JOINING_BINDS, OWNING_BINDS, PostgreSQLFixtures
 
 
 class TestPostgreSQL(PostgreSQLFixtures, DifferentialContract):
-    schedules = 8
+    schedules = 6
 
     @pytest.fixture(params=OWNING_BINDS)
     def unit(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> RunUnit:
@@ -24,7 +24,7 @@ class TestPostgreSQL(PostgreSQLFixtures, DifferentialContract):
 
 
 class TestPostgreSQLTransaction(PostgreSQLFixtures, TransactionDifferentialContract):
-    schedules = 8
+    schedules = 6
 
     @pytest.fixture(params=JOINING_BINDS)
     def transaction(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> Transactions[SagaStorage]:

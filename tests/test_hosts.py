@@ -14,13 +14,14 @@ import pytest
 from alembic import op
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from saga_store import migrations, schema
 from saga_store.cli.exits import Exit
 from saga_store.schema import MigrationError, State
 from saga_store.sqlalchemy.tables import REVISION
+from tests.connections import engine_on
 from tests.databases import Database
 from tests.programs import psql
 from tests.wheel import Environment, build_wheel, install_wheel
@@ -180,6 +181,18 @@ class TestRanges:
         run_revision(empty_database, lambda: migrations.upgrade(from_="base", to=REVISION))
         assert schema.check(empty_database.url("psycopg")).state is State.CURRENT
 
+    async def test_an_asynchronous_env_py_works_as_well(self, empty_database: Database) -> None:
+        """Alembic's template for async engines hands its connection on through run_sync, with either driver."""
+
+        def work(connection: Connection) -> None:
+            context = MigrationContext.configure(connection)
+            with context.begin_transaction(), Operations.context(context):
+                migrations.upgrade(from_="base", to=REVISION)
+
+        async with engine_on(empty_database.url("asyncpg")) as engine, engine.connect() as connection:
+            await connection.run_sync(work)
+        assert schema.check(empty_database.url("psycopg")).state is State.CURRENT
+
     def test_one_revision_after_the_other_up_and_down(self, empty_database: Database) -> None:
         """Each range is recorded, and back at the base nothing of ours is left."""
         url = empty_database.url("psycopg")
@@ -230,9 +243,20 @@ class TestRanges:
         with pytest.raises(MigrationError, match=re.escape(reason)):
             run_revision(database, work)
 
-    def test_outside_a_revision_it_says_what_to_use(self) -> None:
+    def test_outside_a_revision_it_says_what_to_use(self, empty_database: Database) -> None:
+        """Also after a migration of the same process has ended."""
+        work = partial(migrations.upgrade, from_="base", to="saga_store_0001")
+        run_revision(empty_database, work)
         with pytest.raises(MigrationError, match=re.escape("elsewhere use saga_store.schema.upgrade")):
-            migrations.upgrade(from_="base", to="saga_store_0001")
+            work()
+
+    def test_after_a_migration_that_failed_it_says_so_too(self, empty_database: Database) -> None:
+        """Alembic leaves the context of such a one behind, with a connection that is closed."""
+        work = partial(migrations.upgrade, from_="base", to="saga_store_0001")
+        with pytest.raises(StoppedError):
+            run_revision(empty_database, stop)
+        with pytest.raises(MigrationError, match=re.escape("elsewhere use saga_store.schema.upgrade")):
+            work()
 
 
 class TestTransaction:

@@ -91,6 +91,15 @@ class TestStalePool:
         await asyncio.gather(*(storage.create_saga(uuid4(), "order", {}) for _ in range(POOLED)))
         assert len(await storage.find_stale_sagas(stale_after=NEVER)) == 2 * POOLED
 
+    async def test_those_that_only_the_application_has_used(
+        self, driver: str, make_engine: MakeEngine, admin: psycopg.Connection
+    ) -> None:
+        engine = make_engine(driver)
+        terminate(admin, await fill_pool(engine))
+        storage = SqlAlchemySagaStorage(engine, group_commit=False, retry_for=NEVER)
+        await asyncio.gather(*(storage.create_saga(uuid4(), "order", {}) for _ in range(POOLED)))
+        assert len(await storage.find_stale_sagas(stale_after=NEVER)) == POOLED
+
     async def test_one_that_was_terminated_costs_the_others_nothing(
         self, driver: str, make_engine: MakeEngine, admin: psycopg.Connection
     ) -> None:

@@ -100,7 +100,7 @@ def _context() -> MigrationContext:
     )
     try:
         context = op.get_context()
-    except NameError as exc:
+    except (NameError, AttributeError) as exc:  # before the first migration of the process, and after it
         raise MigrationError(outside) from exc
     connection = _connection(context)
     if connection is None:

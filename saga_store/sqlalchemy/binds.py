@@ -143,21 +143,22 @@ def _check_driver(name: str, driver: str) -> None:
 
 # Where a connection's Liveness is kept: a place that lasts as long as the connection.
 _LIVENESS = "saga_store.liveness"
+# More than a pool holds: whoever talks as soon as it is connected is taken as it is.
+_MOST_STALE = 100
 
 
 def _live_connection(engine: Engine) -> PoolProxiedConnection:
     """Take a connection from the pool, after throwing away those that have died there."""
-    while True:
+    for _ in range(_MOST_STALE):
         pooled = engine.raw_connection()
         liveness = pooled.info.get(_LIVENESS)
         if liveness is None:
-            # It has just been made, and so this comes to an end.
-            pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
-            return pooled
+            liveness = pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
         if liveness.is_quiet():
             return pooled
         pooled.invalidate()
         pooled.close()
+    return engine.raw_connection()
 
 
 def _execute_on_pool(engine: Engine, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:

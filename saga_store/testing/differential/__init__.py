@@ -6,6 +6,14 @@ from saga_store.testing.differential.contract import (
     find_difference,
 )
 from saga_store.testing.differential.machine import Tally
-from saga_store.testing.differential.world import Opener
+from saga_store.testing.differential.world import Opener, TwinClock, Unit
 
-__all__ = ["DifferentialContract", "Opener", "Tally", "TransactionDifferentialContract", "find_difference"]
+__all__ = [
+    "DifferentialContract",
+    "Opener",
+    "Tally",
+    "TransactionDifferentialContract",
+    "TwinClock",
+    "Unit",
+    "find_difference",
+]
