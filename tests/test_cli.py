@@ -95,7 +95,7 @@ class TestVerbs:
         reading, writing = os.pipe()
         os.close(reading)
         command = [sys.executable, "-m", "saga_store", "history"]
-        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, cwd=ROOT)
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
         os.close(writing)
         assert (done.returncode, done.stderr) == (Exit.FAILED, b"")
 
