@@ -14,6 +14,7 @@ from sqlalchemy.pool import QueuePool
 from saga_store.testing.postgres import PostgresServer, PostgresUnavailableError, serve
 from tests.cqrs_tables import create_tables
 from tests.databases import Database, Databases
+from tests.wheel import Environment, build_wheel, install_wheel
 
 SERVER = pytest.StashKey[PostgresServer]()
 SHOWN = ("SQLAlchemy", "alembic", "asyncpg", "psycopg")
@@ -82,6 +83,13 @@ def cqrs_template(databases: Databases) -> Iterator[Database]:
 def cqrs_database(databases: Databases, cqrs_template: Database) -> Iterator[Database]:
     with databases.clone(cqrs_template) as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The built wheel in an environment of its own."""
+    folder = tmp_path_factory.mktemp("wheel")
+    return install_wheel(build_wheel(folder), folder / "environment")
 
 
 @pytest.fixture

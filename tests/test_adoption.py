@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from saga_store import SagaStatus, SagaStepStatus, adoption, schema
 from saga_store.adoption import AdoptionError
+from saga_store.schema import MigrationError
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.tables import REVISION
 from tests.cqrs_tables import (
@@ -262,6 +263,12 @@ class TestPreflight:
         assert refusals[:2] == tuple(
             f"table {table}: there is none in schema public" for table in ("saga_logs", "saga_executions")
         )
+
+    def test_a_schema_that_isn_t_there_is_named(self, url: str) -> None:
+        with pytest.raises(MigrationError, match="there is no schema 'nowhere'"):
+            adoption.plan(url, schema="nowhere")
+        with pytest.raises(MigrationError, match="there is no schema 'nowhere'"):
+            adoption.adopt(url, schema="nowhere")
 
     def test_tables_that_the_migrations_made_are_adopted_already(self, database: Database) -> None:
         plan = adoption.plan(database.url("psycopg"))

@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import psycopg
@@ -18,8 +16,8 @@ from saga_store.cli.exits import Exit
 from saga_store.schema.session import KEY
 from tests.databases import Database
 from tests.programs import dump
+from tests.wheel import Environment
 
-ROOT = Path(__file__).parent.parent
 IDS = [revision.revision for revision in schema.history()]
 FIRST, HEAD = IDS[0], IDS[-1]
 
@@ -28,27 +26,6 @@ FIRST, HEAD = IDS[0], IDS[-1]
 def database_url(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the environment of the run leaks in."""
     monkeypatch.delenv("DATABASE_URL", raising=False)
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of programs of a clean environment that has the built wheel, and not the checkout.
-
-    It borrows this environment's dependencies, by a path at which an editable install can't be imported.
-    """
-    folder = tmp_path_factory.mktemp("wheel")
-    # By way of the source distribution, lest files of an earlier build in the checkout come along.
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=False)
-    programs = folder / "venv" / "bin"
-    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--disable-pip-version-check", str(wheel)], check=True, capture_output=True)
-    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    # A .pth of the borrowed folder isn't read from here: what it would make importable stays out.
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return programs
 
 
 def run(*line: str | Path, url: str) -> subprocess.CompletedProcess[str]:
@@ -118,7 +95,7 @@ class TestVerbs:
         reading, writing = os.pipe()
         os.close(reading)
         command = [sys.executable, "-m", "saga_store", "history"]
-        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, cwd=ROOT)
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
         os.close(writing)
         assert (done.returncode, done.stderr) == (Exit.FAILED, b"")
 
@@ -184,19 +161,21 @@ class TestProgress:
 
 
 class TestFromTheWheel:
-    def test_it_does_everything_without_a_checkout(self, installed: Path, empty_database: Database) -> None:
+    def test_it_does_everything_without_a_checkout(self, installed: Environment, empty_database: Database) -> None:
         """In another folder, with nothing but what was installed: up, check, SQL and down."""
-        command, url = installed / "saga-store", empty_database.url()
-        where = run(installed / "python", "-c", "import saga_store.migrations as m; print(m.VERSIONS)", url=url)
-        assert str(installed.parent) in where.stdout, where.stderr
+        command, url = installed.programs / "saga-store", empty_database.url()
+        where = run(
+            installed.programs / "python", "-c", "import saga_store.migrations as m; print(m.VERSIONS)", url=url
+        )
+        assert str(installed.folder) in where.stdout, where.stderr
         for line in (["upgrade"], ["check"], ["sql"], ["downgrade", "base"]):
             done = run(command, *line, url=url)
             assert done.returncode == 0, done.stderr
         assert schema.current(url) is None
 
     def test_it_makes_the_same_schema_as_alembic_from_the_checkout(
-        self, installed: Path, empty_database: Database, database: Database
+        self, installed: Environment, empty_database: Database, database: Database
     ) -> None:
-        done = run(installed / "python", "-m", "saga_store", "upgrade", url=empty_database.url())
+        done = run(installed.programs / "python", "-m", "saga_store", "upgrade", url=empty_database.url())
         assert done.returncode == 0, done.stderr
         assert dump(empty_database) == dump(database)

@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.crash.bed import Plan, in_memory
 from tests.crash.checker import Fault, Finding, Verdict
 from tests.crash.faults import FAULTS, schedule
-from tests.crash.journal import Answer
+from tests.crash.journal import Answer, Answered, Asked, Operation
 from tests.crash.report import Result, summary
 from tests.crash.run import crash
 
@@ -53,6 +53,9 @@ class TestSchedule:
         assert len(drawn) == len(FAULTS) + 3
 
 
+UNDECIDED = Operation(Asked("x", "save", "a", at=0, fenced=True), Answered("x", Answer.UNKNOWN, at=5_200_000_000))
+
+
 class TestResult:
     def test_any_finding_fails_the_run_and_is_shown(self) -> None:
         result = made(findings=[Finding(Fault.LOST, "a", "save x")])
@@ -61,10 +64,11 @@ class TestResult:
         assert "lost: save x" in summary(result)
 
     def test_what_stayed_unknown_although_versioned_fails_it_where_that_is_asked_for(self) -> None:
-        assert not made(undecided=1).failed(definite=False)
-        assert made(undecided=1).failed(definite=True)
+        assert not made(undecided=[UNDECIDED]).failed(definite=False)
+        assert made(undecided=[UNDECIDED]).failed(definite=True)
         assert not made().failed(definite=True)
+        assert "save x: unknown after 5.2 s" in summary(made(undecided=[UNDECIDED]))
 
 
-def made(*, undecided: int = 0, findings: Sequence[Finding] = ()) -> Result:
+def made(*, undecided: Sequence[Operation] = (), findings: Sequence[Finding] = ()) -> Result:
     return Result("seed", "PostgreSQL 18", {}, 4, 1.0, Counter(), [], Verdict(Counter(), undecided, findings))

@@ -24,7 +24,7 @@ from saga_store.sqlalchemy.tables import REVISION
 from tests.connections import engine_on
 from tests.databases import Database
 from tests.programs import psql
-from tests.wheel import Environment, build_wheel, install_wheel
+from tests.wheel import Environment
 
 if TYPE_CHECKING:
     import subprocess
@@ -58,12 +58,6 @@ WAYS = [
     Way("host_revision", "head", "head", ("base",), PINNED),
     Way("host_branch", "heads", "shop@head", ("shop@base", "saga_store@base"), REVISION),
 ]
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    folder = tmp_path_factory.mktemp("wheel")
-    return install_wheel(build_wheel(folder), folder / "environment")
 
 
 @dataclass(frozen=True)

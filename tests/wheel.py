@@ -20,12 +20,16 @@ class Environment:
 
     folder: Path
 
+    @property
+    def programs(self) -> Path:
+        return self.folder / "bin"
+
     def run(
         self, *command: str, cwd: Path = Path("/"), settings: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Run a program of the environment, with nothing of the tests' own environment but what is given."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SAGA_", "DATABASE_"))}
-        inherited["PATH"] = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        inherited["PATH"] = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=cwd, env=inherited | dict(settings or {})
         )

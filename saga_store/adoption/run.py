@@ -13,10 +13,11 @@ from saga_store.adoption.steps import Step
 from saga_store.adoption.worker import Worker
 from saga_store.schema.connections import Bind, connected
 from saga_store.schema.errors import MigrationError
+from saga_store.schema.fingerprint import enter_schema
 from saga_store.schema.pooler import refuse_shared_sessions
 from saga_store.schema.progress import LogReport, Report
 from saga_store.schema.scripts import recorded_revision
-from saga_store.schema.session import migration, target_schema
+from saga_store.schema.session import migration, require_schema, target_schema
 from saga_store.schema.settings import LOCK_WAIT, Settings
 
 _LEASES = text("SELECT count(*) FROM saga_executions WHERE lease_expires_at > statement_timestamp()")
@@ -34,12 +35,7 @@ def plan(bind: Bind, goal: Goal = "adopt", *, schema: str | None = None, rewrite
     Raises:
         MigrationError: The database can't be reached.
     """
-
-    def look(connection: Connection) -> Plan:
-        with target_schema(connection, Settings(schema)):
-            return _plan(connection, goal, rewrite_below)
-
-    return connected(bind, look)
+    return connected(bind, lambda connection: _plan(connection, goal, rewrite_below, schema))
 
 
 def adopt(
@@ -107,7 +103,7 @@ def _carry_out(bind: Bind, goal: Goal, settings: Settings, rewrite_below: int, r
         refuse_shared_sessions(connection)
         with target_schema(connection, settings) as name, migration(connection, settings, name):
             worker = Worker(connection, settings.lock_wait, report or LogReport())
-            while found := _accepted(_plan(connection, goal, rewrite_below)).steps:
+            while found := _accepted(_plan(connection, goal, rewrite_below, name)).steps:
                 if found[0] in taken:
                     raise MigrationError(f"{found[0].name}: it was done, and yet is still to be done")
                 for step in found:
@@ -126,10 +122,14 @@ def _accepted(plan: Plan) -> Plan:
     return plan
 
 
-def _plan(connection: Connection, goal: Goal, rewrite_below: int) -> Plan:
+def _plan(connection: Connection, goal: Goal, rewrite_below: int, schema: str | None) -> Plan:
+    """Look, in one transaction that changes nothing, and that may go through any pooler."""
     history = tuple(each.revision for each in migrations.history())
     with connection.begin():
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        if schema is not None:
+            require_schema(connection, schema)
+        enter_schema(connection, schema)
         shape, revision = read(connection), recorded_revision(connection)
         found = Found(shape, revision, _leases(connection, shape), history)
     return make_plan(goal, found, rewrite_below=rewrite_below)

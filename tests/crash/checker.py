@@ -45,10 +45,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``answers`` counts the writes by answer; ``undecided`` those with a version whose outcome stayed unknown."""
+    """``answers`` counts the writes by answer; ``undecided`` has those with a version whose outcome stayed unknown."""
 
     answers: Counter[Answer | None]
-    undecided: int
+    undecided: Sequence[Operation]
     findings: Sequence[Finding]
 
     @property
@@ -67,7 +67,7 @@ def check(operations: Sequence[Operation], stored: Stored) -> Verdict:
         findings += [Finding(fault, saga, what) for fault, what in examined.findings()]
     return Verdict(
         Counter(operation.answer for operation in operations),
-        sum(operation.asked.fenced and operation.answer is Answer.UNKNOWN for operation in operations),
+        [operation for operation in operations if operation.asked.fenced and operation.answer is Answer.UNKNOWN],
         findings,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tests.crash.checker import Finding, Verdict
-from tests.crash.journal import Answer
+from tests.crash.journal import Answer, Operation
 
 FINDINGS_SHOWN = 20
 LINES_A_RUN = 20
@@ -62,7 +62,7 @@ class Result:
             "faults": dict(sorted(self.faults.items())),
             "left_out": list(self.left_out),
             "answers": {answer or "none": count for answer, count in self.verdict.answers.items()},
-            "unknown_with_version": self.verdict.undecided,
+            "unknown_with_version": [_waited(operation) for operation in self.verdict.undecided],
             "found": {str(fault): count for fault, count in self.verdict.counts.items()},
             "findings": [str(finding) for finding in self.verdict.findings],
         }
@@ -83,12 +83,20 @@ def summary(result: Result) -> str:
         ("  refused", answers[Answer.REFUSED]),
         ("  unavailable (nothing written)", answers[Answer.UNAVAILABLE]),
         ("  unknown", answers[Answer.UNKNOWN]),
-        ("    of these with a version", result.verdict.undecided),
+        ("    of these with a version", len(result.verdict.undecided)),
         ("  client died before an answer", answers[None]),
         *((str(fault), count) for fault, count in result.verdict.counts.items()),
     ]
     lines = [f"{name:38} {value}" for name, value in rows]
-    return "\n".join([*lines, *_shown(result.verdict.findings)])
+    undecided = [f"? {_waited(operation)}" for operation in result.verdict.undecided[:FINDINGS_SHOWN]]
+    return "\n".join([*lines, *undecided, *_shown(result.verdict.findings)])
+
+
+def _waited(operation: Operation) -> str:
+    """How long the storage tried to find out."""
+    asked, answered = operation.asked, operation.answered
+    seconds = (answered.at - asked.at) / 1e9 if answered else 0
+    return f"{asked.call} {asked.token}: unknown after {seconds:.1f} s (saga {asked.saga})"
 
 
 def _shown(findings: Sequence[Finding]) -> list[str]:
