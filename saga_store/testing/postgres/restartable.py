@@ -63,7 +63,8 @@ class RestartableServer:
 
     def start(self) -> None:
         """Start it, and don't wait: until ``wait_until_ready`` returns it refuses connections."""
-        self._process = self._cluster.spawn_server(self._port, dies_by=signal.SIGINT)
+        # Not in fast mode if its owner is killed: a server that is just recovering has been seen not to end then.
+        self._process = self._cluster.spawn_server(self._port, dies_by=signal.SIGQUIT)
 
     def wait_until_ready(self) -> None:
         """Wait until it has recovered and takes connections.
