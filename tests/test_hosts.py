@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What the example of an application's own revisions leads to; it is pinned, as such revisions are.
-PINNED = "saga_store_0002"
+PINNED = "saga_store_0003"
 OURS = {"saga_executions", "saga_logs", "saga_store_version"}
 
 

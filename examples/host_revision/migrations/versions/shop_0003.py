@@ -9,8 +9,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    migrations.upgrade(from_="saga_store_0001", to="saga_store_0002")
+    migrations.upgrade(from_="saga_store_0001", to="saga_store_0003")
 
 
 def downgrade() -> None:
-    migrations.downgrade(from_="saga_store_0002", to="saga_store_0001")
+    migrations.downgrade(from_="saga_store_0003", to="saga_store_0001")
