@@ -10,38 +10,52 @@ from uuid import UUID, uuid4
 
 import asyncpg  # type: ignore[import-untyped] # it has no types
 
-from benchmarks.workload import NAME, STEPS, Clock, RunSaga, new_order, receipt
+from benchmarks.workload import NAME, STEPS, Clock, RunSaga, Words, new_order, receipt, run_by_calls
 from saga_store.sqlalchemy.group_commit import LEAST_SHARED, MAX_BATCH_ROWS, MAX_FLUSHES
 from saga_store.sqlalchemy.statements import SAVE_UNLOCKED
 
+WORDS = Words("RUNNING", "COMPLETED", "STARTED", "COMPLETED")
 CREATE = "INSERT INTO saga_executions (id, name, context) VALUES ($1, $2, $3)"
 SET_STATUS = "UPDATE saga_executions SET status = $2, version = version + 1, updated_at = now() WHERE id = $1"
 SET_CONTEXT = "UPDATE saga_executions SET context = $2, version = version + 1, updated_at = now() WHERE id = $1"
-LOG = "INSERT INTO saga_logs (saga_id, step_name, action, status) VALUES ($1, $2, 'act', $3)"
+LOG = "INSERT INTO saga_logs (saga_id, step_name, action, status) VALUES ($1, $2, $3, $4)"
+
+
+@asynccontextmanager
+async def open_statements(url: str, connections: int) -> AsyncIterator["Statements"]:
+    async with asyncpg.create_pool(
+        url, min_size=1, max_size=connections, max_inactive_connection_lifetime=0, reset=_keep
+    ) as pool:
+        yield Statements(pool)
 
 
 @asynccontextmanager
 async def statements(url: str, connections: int) -> AsyncIterator[RunSaga]:
-    async with asyncpg.create_pool(
-        url, min_size=1, max_size=connections, max_inactive_connection_lifetime=0, reset=_keep
-    ) as pool:
-        yield partial(_run_by_statements, pool)
+    async with open_statements(url, connections) as calls:
+        yield partial(run_by_calls, calls, WORDS)
 
 
 async def _keep(_connection: object) -> None:
     """Spare it the round trip that resets a connection: nothing here changes one."""
 
 
-async def _run_by_statements(pool: Any, clock: Clock) -> None:  # noqa: ANN401 - asyncpg's pool is generic in private types
-    saga_id, order = uuid4(), new_order()
-    await clock.time(pool.execute(CREATE, saga_id, NAME, json.dumps(order)))
-    await clock.time(pool.execute(SET_STATUS, saga_id, "RUNNING"))
-    for step in STEPS:
-        await clock.time(pool.execute(LOG, saga_id, step, "STARTED"))
-        order["receipts"][step] = receipt(step)
-        await clock.time(pool.execute(SET_CONTEXT, saga_id, json.dumps(order)))
-        await clock.time(pool.execute(LOG, saga_id, step, "COMPLETED"))
-    await clock.time(pool.execute(SET_STATUS, saga_id, "COMPLETED"))
+class Statements:
+    """The calls, a statement each; they keep to what every revision of the schema has."""
+
+    def __init__(self, pool: Any) -> None:  # noqa: ANN401 - asyncpg's pool is generic in private types
+        self._pool = pool
+
+    async def create_saga(self, saga_id: UUID, name: str, context: dict[str, Any], /) -> None:
+        await self._pool.execute(CREATE, saga_id, name, json.dumps(context))
+
+    async def update_context(self, saga_id: UUID, context: dict[str, Any], /) -> None:
+        await self._pool.execute(SET_CONTEXT, saga_id, json.dumps(context))
+
+    async def update_status(self, saga_id: UUID, status: str, /) -> None:
+        await self._pool.execute(SET_STATUS, saga_id, status)
+
+    async def log_step(self, saga_id: UUID, step_name: str, action: str, status: str, /) -> None:
+        await self._pool.execute(LOG, saga_id, step_name, action, status)
 
 
 class _Write(NamedTuple):

@@ -27,16 +27,16 @@ from cqrs.saga.storage.sqlalchemy import SqlAlchemySagaStorage as CqrsStorage
 from psycopg.sql import SQL, Literal
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
+from benchmarks import handwritten
 from benchmarks.__main__ import FOLDER, say
 from benchmarks.machine import VOLATILE, filesystem, libraries, load, machine
-from benchmarks.ours import WORDS, engine_on
+from benchmarks.ours import engine_on
 from benchmarks.peers import WORDS as CQRS_WORDS
 from benchmarks.peers import create_cqrs_tables
 from benchmarks.report import markdown
 from benchmarks.server import BenchmarkError, Server, serve
 from benchmarks.workload import Clock, SixMethods, Words, new_order, quantile, run_by_calls
 from saga_store import schema
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
 
 LOGS_PER_SAGA = 3
 OLD_SAGAS = 10_000
@@ -133,10 +133,9 @@ class Writers:
 Open = Callable[[str], AbstractAsyncContextManager[SixMethods]]
 
 
-@asynccontextmanager
-async def open_ours(url: str) -> AsyncIterator[SixMethods]:
-    async with engine_on(url, connections=CONNECTIONS) as engine:
-        yield SqlAlchemySagaStorage(engine)
+def open_statements(url: str) -> AbstractAsyncContextManager[SixMethods]:
+    """Today's storage needs the newest revision; those who write while it is applied belong to a release before."""
+    return handwritten.open_statements(url, CONNECTIONS)
 
 
 @asynccontextmanager
@@ -163,8 +162,8 @@ def our_tables() -> Tables:
     first, *others = (found.revision for found in schema.history())
     return Tables(
         name="bench_revisions",
-        open=open_ours,
-        words=WORDS,
+        open=open_statements,
+        words=handwritten.WORDS,
         commands={revision: ("upgrade", revision) for revision in others},
         make=lambda url: schema.upgrade(url, first),
         status="varchar",

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from benchmarks.migrations import Finding, Stall, Writers, fill, open_ours, our_tables
+from benchmarks.migrations import Finding, Stall, Writers, fill, open_statements, our_tables
 from saga_store import schema
 from tests.databases import Database
 from tests.test_bench import python_module
@@ -37,7 +37,7 @@ class TestWriters:
         old = fill(url, our_tables(), SAGAS)
 
         async def work() -> Stall:
-            async with open_ours(url) as storage:
+            async with open_statements(url) as storage:
                 writers = Writers(storage, our_tables().words, old, tasks=3)
                 return await writers.work(asyncio.create_task(asyncio.sleep(0.2)))
 

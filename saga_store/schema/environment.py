@@ -83,6 +83,8 @@ def _migrate(connection: Connection, settings: Settings, steps: StepsFunction) -
                     "Have them end, or try again with a longer --lock-wait (alembic: -x lock_wait=SECONDS)."
                 ) from exc
             raise MigrationError(f"{remaining} failed with SQLSTATE {sqlstate(exc)}: {reason(exc)}") from exc
+        if connection.in_transaction():
+            connection.commit()  # with no step to take, as in `stamp base`, there is still the version table
         return
 
 
