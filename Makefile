@@ -90,7 +90,6 @@ build: $(READY) ## build the source distribution and the wheel into dist/
 
 verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) check
-	$(MAKE) migrations
 	$(MAKE) build
 	$(MAKE) test
 
