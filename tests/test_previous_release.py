@@ -4,11 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tomllib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -58,10 +58,10 @@ def release(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         pytest.skip("needs a clone with its history, and git to read it")
     if git("cat-file", "-e", f"{commit}^{{commit}}").returncode:
         pytest.skip(f"commit {commit} isn't in this clone: if it is a shallow one, git fetch --unshallow")
-    archive = git("archive", commit, "saga_store", "tests", "pyproject.toml")
+    archive = git("archive", "--format=zip", commit, "saga_store", "tests", "pyproject.toml")
     assert archive.returncode == 0, archive.stderr.decode()
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
-        files.extractall(tmp_path, filter="data")
+    with ZipFile(BytesIO(archive.stdout)) as files:
+        files.extractall(tmp_path)
     return tmp_path
 
 
