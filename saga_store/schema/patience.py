@@ -44,7 +44,7 @@ class Patience:
 
     def pause_after(self, exc: DBAPIError) -> bool:
         """Do so if what failed is worth trying again; otherwise False."""
-        return sqlstate(exc) in _RETRIABLE_CODES and self.pause()
+        return is_refused_lock(exc) and self.pause()
 
 
 def is_refused_lock(exc: DBAPIError) -> bool:

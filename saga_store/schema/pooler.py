@@ -18,10 +18,11 @@ from sqlalchemy import Connection, text
 from sqlalchemy.pool import PoolProxiedConnection
 
 from saga_store.schema.errors import MigrationError
-from saga_store.sqlalchemy.failures import reason, sqlstate
+from saga_store.sqlalchemy.failures import POOLED_CODES, reason, sqlstate
+from saga_store.sqlalchemy.pooler import told_pid
 
-# A statement prepared in another session is missing here, or its name is taken; a pooler that allows no transactions.
-_SHARED_CODES = {"26000", "42P05", "08P01"}
+# Besides, what a pooler says that allows no transactions.
+_SHARED_CODES = POOLED_CODES | {"08P01"}
 _ROUNDS = 20
 _PATIENCE_SECONDS = 5.0
 
@@ -35,7 +36,7 @@ def refuse_shared_sessions(connection: Connection) -> None:
     """Raise MigrationError if the connection doesn't keep its session of the server, or can't be shown to."""
     with connection.begin():
         pid = _server_pid(connection)
-    if pid == _told_pid(connection):
+    if pid == told_pid(connection.connection.driver_connection):
         return
     try:
         shared = _is_shared(connection, pid)
@@ -115,9 +116,3 @@ def _cut(descriptor: int) -> None:
 
 def _server_pid(connection: Connection) -> int:
     return int(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
-
-
-def _told_pid(connection: Connection) -> int:
-    driver: Any = connection.connection.driver_connection  # asyncpg's or psycopg's
-    pid = driver.get_server_pid() if hasattr(driver, "get_server_pid") else driver.info.backend_pid
-    return int(pid)

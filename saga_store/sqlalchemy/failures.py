@@ -20,7 +20,7 @@ _DISCONNECT_CODES = {
 _CONNECTION_CLASS = "08"
 _TOO_MANY_CONNECTIONS = "53300"
 # A prepared statement that isn't there, or a name for one that is taken: the server's connection isn't ours alone.
-_POOLED_CODES = {"26000", "42P05"}
+POOLED_CODES = {"26000", "42P05"}
 
 
 def sqlstate(exc: BaseException) -> str | None:
@@ -56,4 +56,4 @@ def reason(exc: BaseException) -> str:
     said = (wrapped.__cause__ or wrapped) if wrapped else exc
     text = str(said).strip() or type(said).__name__
     # The first line alone: asyncpg advises as well, in ten lines, and on its own functions.
-    return f"{text.splitlines()[0]}: {ADVICE}" if sqlstate(exc) in _POOLED_CODES else text
+    return f"{text.splitlines()[0]}: {ADVICE}" if sqlstate(exc) in POOLED_CODES else text

@@ -39,8 +39,13 @@ async def check_pooler(pool: Pool, driver: Any) -> None:  # noqa: ANN401 - async
     approved.add(pool)
 
 
+def told_pid(driver: Any) -> int:  # noqa: ANN401 - asyncpg has no types
+    """Return the process id that the driver was told: the server's own, unless a pooler made it up."""
+    return int(driver.get_server_pid() if hasattr(driver, "get_server_pid") else driver.info.backend_pid)
+
+
 async def _is_pooled_asyncpg(driver: Any) -> bool:  # noqa: ANN401 - asyncpg has no types
-    if await driver.fetchval("SELECT pg_backend_pid()") == driver.get_server_pid():
+    if await driver.fetchval("SELECT pg_backend_pid()") == told_pid(driver):
         return False
     name = await driver.fetchval(_own_name())
     return name is not None and name.startswith(_NAMES_OF_DRIVERS)
@@ -50,7 +55,7 @@ async def _is_pooled_psycopg(driver: Any) -> bool:  # noqa: ANN401 - as above
     if driver.prepare_threshold is None:
         return False
     cursor = await driver.execute("SELECT pg_backend_pid()", prepare=False)
-    if await cursor.fetchone() == (driver.info.backend_pid,):
+    if await cursor.fetchone() == (told_pid(driver),):
         return False
     cursor = await driver.execute(_own_name(), prepare=True)
     row = await cursor.fetchone()
