@@ -12,7 +12,7 @@ import asyncpg  # type: ignore[import-untyped] # it has no types
 
 from benchmarks.workload import NAME, STEPS, Clock, RunSaga, Words, new_order, receipt, run_by_calls
 from saga_store.sqlalchemy.group_commit import LEAST_SHARED, MAX_BATCH_ROWS, MAX_FLUSHES
-from saga_store.sqlalchemy.statements import SAVE_UNLOCKED
+from saga_store.sqlalchemy.saves import save_many, save_one
 
 WORDS = Words("RUNNING", "COMPLETED", "STARTED", "COMPLETED")
 CREATE = "INSERT INTO saga_executions (id, name, context) VALUES ($1, $2, $3)"
@@ -68,11 +68,10 @@ class _Write(NamedTuple):
 
 
 class Batches:
-    """The floor: our statement and our way to batch, but nothing is checked and nothing lies between it and asyncpg."""
+    """The floor: our statements and our way to batch, but nothing is checked, and nothing lies in between."""
 
-    def __init__(self, saves: list[Any], parameters: tuple[str, ...]) -> None:
-        self._idle = saves
-        self._parameters = parameters
+    def __init__(self, savers: list["_Saver"]) -> None:
+        self._idle = savers
         self._queue: list[_Write] = []
         self._in_flight = 0
         self._flushers: set[asyncio.Task[None]] = set()
@@ -100,7 +99,7 @@ class Batches:
             self._flushers.add(flusher)
             flusher.add_done_callback(self._flushers.discard)
 
-    async def _flush_all(self, save: Any) -> None:  # noqa: ANN401 - asyncpg's types are private
+    async def _flush_all(self, saver: "_Saver") -> None:
         while self._queue:
             share = len(self._queue)
             if not self._in_flight and share >= 2 * LEAST_SHARED:
@@ -109,47 +108,72 @@ class Batches:
             batch, self._queue = self._queue[:share], self._queue[share:]
             self._in_flight += share
             self._flush_what_is_queued()
-            await self._flush(save, batch)
+            await self._flush(saver, batch)
             self._in_flight -= share
-        self._idle.append(save)
+        self._idle.append(saver)
 
-    async def _flush(self, save: Any, batch: list[_Write]) -> None:  # noqa: ANN401 - asyncpg's types are private
-        steps = [(write.saga_id, *step) for write in batch for step in write.steps]
-        # What isn't here is NULL, as is an array of nothing else: the driver looks at every element of an array.
-        values = {
-            "saga_ids": [write.saga_id for write in batch],
-            "names": _unless_empty([write.name for write in batch]),
-            "statuses": _unless_empty([write.status for write in batch]),
-            "contexts": _unless_empty([write.context for write in batch]),
-            "step_saga_ids": [step[0] for step in steps],
-            "step_names": [step[1] for step in steps],
-            "step_actions": ["act"] * len(steps),
-            "step_statuses": [step[2] for step in steps],
-        }
+    async def _flush(self, saver: "_Saver", batch: list[_Write]) -> None:
         try:
-            rows = await save(*[values.get(name) for name in self._parameters])
+            written = await saver.save(batch)
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
-            rows, refusal = [], exc
+            written, refusal = set(), exc
         else:
             refusal = RuntimeError("the saga is there already, or isn't there")
-        written = {row["position"] for row in rows if row["written"] is not None}
-        for position, write in enumerate(batch, start=1):
-            if position in written:
+        for write in batch:
+            if write.saga_id.int in written:
                 write.answer.set_result(None)
             else:
                 write.answer.set_exception(refusal)
 
 
-def _unless_empty(column: list[str | None]) -> list[str | None] | None:
-    return column if any(column) else None
+class _Saver:
+    """A connection, and the statements that it has prepared."""
+
+    def __init__(self, connection: Any) -> None:  # noqa: ANN401 - asyncpg has no types
+        self._connection = connection
+        self._prepared: dict[str, Any] = {}
+
+    async def save(self, batch: list[_Write]) -> set[int]:
+        """Return the integers of the ids of the sagas that were written."""
+        steps = [(write.saga_id, *step) for write in batch for step in write.steps]
+        values: dict[str, Any]
+        if len(batch) == 1:
+            [write] = batch
+            values = {"saga_id": write.saga_id, "name": write.name, "status": write.status, "context": write.context}
+            values = {name: value for name, value in values.items() if value is not None}
+        else:
+            # An array of nothing but NULLs is left out: the driver looks at every element of an array.
+            names = [write.name for write in batch]
+            values = {"saga_id": [write.saga_id for write in batch], "name": names if any(names) else None}
+            statuses, contexts = [write.status for write in batch], [write.context for write in batch]
+            if any(statuses) or any(contexts):
+                values["status"] = statuses if any(statuses) else None
+                values["context"] = contexts if any(contexts) else None
+        if steps:
+            values |= {
+                "step_saga_id": [step[0] for step in steps],
+                "step_name": [step[1] for step in steps],
+                "step_action": ["act"] * len(steps),
+                "step_status": [step[2] for step in steps],
+            }
+        present = frozenset(values)
+        if len(batch) == 1:
+            statement = save_one(present, waits=False)
+        else:
+            new = sum(write.name is not None for write in batch)
+            statement = save_many(present, creates=new > 0, finds=new < len(batch))
+        prepared = self._prepared.get(statement.numbered)
+        if prepared is None:
+            prepared = self._prepared[statement.numbered] = await self._connection.prepare(statement.numbered)
+        rows = await prepared.fetch(*[values.get(name) for name in statement.names])
+        return {row[0].int for row in rows}
 
 
 @asynccontextmanager
 async def _batches(url: str) -> AsyncIterator[Batches]:
     connections = [await asyncpg.connect(url) for _ in range(MAX_FLUSHES)]
     try:
-        statements = [await connection.prepare(SAVE_UNLOCKED.numbered) for connection in connections]
-        yield Batches([statement.fetch for statement in statements], SAVE_UNLOCKED.names)
+        yield Batches([_Saver(connection) for connection in connections])
     finally:
         for connection in connections:
             await connection.close()

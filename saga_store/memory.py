@@ -5,7 +5,7 @@ import itertools
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -278,10 +278,7 @@ class MemorySagaStorage(SagaStorage):
             return self._bind
         raise AttributeError("this storage is bound to no session: it commits every call itself")
 
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        return [await self._apply_one(write) for write in writes]
-
-    async def _apply_one(self, write: Write) -> Outcome:
+    async def _apply(self, write: Write) -> Outcome:
         if isinstance(self._bind, MemorySession):
             return await self._bind._apply(write)
         async with MemorySession(self._bind) as session:

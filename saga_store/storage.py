@@ -6,7 +6,7 @@ which two of them could drift apart.
 
 import abc
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
@@ -47,12 +47,8 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage):
     _max_context_bytes = DEFAULT_MAX_CONTEXT_BYTES
 
     @abc.abstractmethod
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        """Apply writes to different sagas, each atomically, and say for each what came of it.
-
-        A refusal of one write (exists, missing, version) is its outcome and doesn't touch the others. What
-        is raised instead concerns them all.
-        """
+    async def _apply(self, write: Write) -> Outcome:
+        """Apply a write atomically, and say what came of it; a refusal (exists, missing, version) isn't raised."""
 
     @abc.abstractmethod
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
@@ -274,7 +270,7 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage):
     async def _write(self, write: Write) -> int:
         if write.context is not None:
             self._check_size(write.context)
-        [outcome] = await self._apply([write])
+        outcome = await self._apply(write)
         if isinstance(outcome, SagaStoreError):
             raise outcome
         return outcome

@@ -5,7 +5,6 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, cast, get_args
@@ -113,9 +112,11 @@ def valid_period(field: str, period: object) -> timedelta:
 def encode_context(context: object) -> str:
     """Return the context as JSON text in ASCII, which every storage keeps to the letter."""
     if type(context) is dict:
-        with suppress(TypeError, ValueError, RecursionError):  # what can't be encoded is named below, by its path
+        try:
             if is_plain(context) and _ESCAPED_SURROGATE not in (text := _ENCODER.encode(context)):
                 return text
+        except (TypeError, ValueError, RecursionError):
+            pass  # it is named below, by its path
     _check_context(context)
     try:
         return _ENCODER.encode(context)

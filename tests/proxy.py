@@ -13,6 +13,7 @@ from sqlalchemy import URL, make_url
 
 _NEGOTIATIONS = {80877103, 80877104}  # SSLRequest and GSSENCRequest, answered by a single byte
 _WAITS_FOR_ANSWER = b"QS"  # a simple query, or the Sync that ends an extended one
+_EXECUTES = b"QE"
 _PARTS_OF_A_QUERY = b"PBDEC"  # Parse, Bind, Describe, Execute, Close: the server would begin before the Sync
 
 
@@ -29,7 +30,8 @@ class Cut(Enum):
 class Proxy:
     """Listens on ``port``; ``round_trips`` counts what the clients sent and waited for.
 
-    ``cut`` cuts the connection of the next round trip, or of the one after ``let_pass`` others. While the gate is
+    ``cut`` cuts the connection of the next statement that is executed, or of the one after ``let_pass`` others; to
+    prepare one doesn't count. While the gate is
     closed nobody gets a new connection; ``connections`` counts those who came. ``target`` may move to another port.
     """
 
@@ -117,23 +119,24 @@ class Proxy:
             server.write(head + await reader.readexactly(length - 8))
             if code not in _NEGOTIATIONS:
                 break
-        query = b""
+        query, executes = b"", False
         while True:
             kind = await reader.readexactly(1)
             size = await reader.readexactly(4)
             query += kind + size + await reader.readexactly(struct.unpack("!I", size)[0] - 4)
+            executes |= kind in _EXECUTES
             if kind in _PARTS_OF_A_QUERY:
                 continue
             if kind in _WAITS_FOR_ANSWER:
                 self.round_trips += 1
-                if self.let_pass:
+                if executes and self.let_pass:
                     self.let_pass -= 1
-                elif self.cut:
+                elif executes and self.cut:
                     cut, self.cut = self.cut, None
                     await self._cut(cut, query, server, client)
                     return
             server.write(query)
-            query = b""
+            query, executes = b"", False
             await server.drain()
 
     async def _cut(self, cut: Cut, query: bytes, server: asyncio.StreamWriter, client: asyncio.StreamWriter) -> None:

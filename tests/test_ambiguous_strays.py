@@ -76,7 +76,8 @@ class TestStrandedOriginal:
             await scene.warm_up(SqlAlchemySagaStorage(scene.engine, group_commit=False))
             async with AsyncSession(scene.direct) as holder:
                 await SqlAlchemySagaStorage(holder).update_context(scene.saga_id, {"n": 7})
-                task = await scene.lose(Cut.AT_ONCE, write(scene), let_pass=1 if group_commit else 0)
+                # Group commit hurries and tells first, and neither waits.
+                task = await scene.lose(Cut.AT_ONCE, write(scene), let_pass=2 if group_commit else 0)
                 scene.proxy.gate.set()
                 await until_blocked(database)
                 await (holder.commit() if committed else holder.rollback())

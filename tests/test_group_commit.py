@@ -19,7 +19,8 @@ a crowd is queued, nothing in flight         it goes in two statements, which th
 a few are queued, a crowd is in flight       they wait for it: a statement for them alone isn't worth its price
 a write of a saga in flight, two flushes     it waits for its own saga's flush, whatever the other one does
 one of two flushes fails                     the other's callers don't notice
-one write of a batch is refused              the others are written
+one write of a batch is refused              the others are written, and answered; it is asked for again, to be told why
+telling the refused ones fails               they hear of it, and the others' writes stay written
 a batch fails for one write's sake           it is split until that write fails alone
 a batch fails for all                        every caller gets an error of its own
 the connection is lost                       every caller gets UnknownOutcomeError for its own saga
@@ -71,27 +72,37 @@ class Statements:
         self.batches: list[list[Write]] = []
         self.alone: list[Write] = []
         self.locked: set[UUID] = set()
+        self.refused: set[UUID] = set()
+        self.told: list[list[UUID]] = []
+        self.telling_fails: SagaStoreError | None = None
         self.guilty: set[UUID] = set()
         self.error: SagaStoreError | None = None
         self.bug: Exception | None = None
         self.gate = asyncio.Event()
         self.held: list[asyncio.Event] = []
         self.lock = asyncio.Event()
-        self.group = GroupCommit(save=self.save, save_unlocked=self.save_unlocked)
+        self.group = GroupCommit(hurry=self.hurry, tell=self.tell, save=self.save)
 
-    async def save_unlocked(self, writes: Sequence[Write]) -> list[Outcome | None]:
+    async def hurry(self, writes: Sequence[Write]) -> list[Outcome | None]:
         self.batches.append(list(writes))
         await self._until_released()
         if self.bug:
             raise self.bug
         if self.error and (not self.guilty or self.guilty & {write.saga_id for write in writes}):
             raise self.error
-        return [None if write.saga_id in self.locked else len(self.batches) for write in writes]
+        left_out = self.locked | self.refused
+        return [None if write.saga_id in left_out else len(self.batches) for write in writes]
 
-    async def save(self, writes: Sequence[Write]) -> list[Outcome]:
-        self.alone.extend(writes)
+    async def tell(self, writes: Sequence[Write]) -> list[Outcome | None]:
+        self.told.append([write.saga_id for write in writes])
+        if self.telling_fails:
+            raise self.telling_fails
+        return [None if write.saga_id in self.locked else SagaNotFoundError(write.saga_id) for write in writes]
+
+    async def save(self, write: Write) -> Outcome:
+        self.alone.append(write)
         await self.lock.wait()
-        return [99 for _ in writes]
+        return 99
 
     async def _until_released(self) -> None:
         own = asyncio.Event()
@@ -286,6 +297,33 @@ class TestQueue:
             [500],
             [10],
         ]
+
+    async def test_only_what_was_left_out_is_told(self, statements: Statements) -> None:
+        """Those that were written are answered by the first statement, whatever becomes of the second."""
+        await statements.under_way()
+        sagas = [uuid4() for _ in range(6)]
+        statements.refused = set(sagas[:2])
+        calls = [statements.call(saga_id) for saga_id in sagas]
+        await settle()
+        statements.gate.set()
+        outcomes = await asyncio.gather(*calls)
+        assert [type(outcome) for outcome in outcomes] == [SagaNotFoundError] * 2 + [int] * 4
+        assert statements.sizes() == [6]
+        assert statements.told == [sagas[:2]]
+
+    @pytest.mark.parametrize("alone", [True, False])
+    async def test_what_can_t_be_told_fails_nobody_else(self, statements: Statements, *, alone: bool) -> None:
+        if not alone:
+            await statements.under_way()
+        refused = uuid4()
+        statements.refused = {refused}
+        statements.telling_fails = UnknownOutcomeError(refused)
+        calls = [statements.call(refused), *[statements.call() for _ in range(0 if alone else 4)]]
+        await settle()
+        statements.gate.set()
+        first, *others = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(first, UnknownOutcomeError)
+        assert all(isinstance(outcome, int) for outcome in others)
 
     async def test_a_batch_that_fails_for_one_writes_sake_is_split(self, statements: Statements) -> None:
         await statements.under_way()
@@ -546,7 +584,7 @@ class TestOnPostgreSQL:
             joined = SqlAlchemySagaStorage(session)
             await joined.create_saga(second, "order", {})
             batch = [Write(first, name="order", context="{}"), Write(second, name="order", context="{}")]
-            crosswise = asyncio.create_task(storage._apply(batch))  # noqa: SLF001 - a batch of a known shape
+            crosswise = asyncio.create_task(storage._saver.tell(batch, waits=True))  # noqa: SLF001 - a batch that waits
             await until_blocked(database)
             [refusal] = await asyncio.gather(joined.create_saga(first, "order", {}), return_exceptions=True)
             if refusal is None:

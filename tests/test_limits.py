@@ -77,13 +77,13 @@ def traced() -> Iterator[Callable[[], int]]:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """How many bytes of contexts each statement of group commit carries."""
     sizes: list[list[int]] = []
-    save_unlocked = Saver.save_unlocked
+    hurry = Saver.hurry
 
     async def noted(saver: Saver, writes: Sequence[Write]) -> Sequence[Outcome | None]:
         sizes.append([len(write.context or "") for write in writes])
-        return await save_unlocked(saver, writes)
+        return await hurry(saver, writes)
 
-    monkeypatch.setattr(Saver, "save_unlocked", noted)
+    monkeypatch.setattr(Saver, "hurry", noted)
     return sizes
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.util import greenlet_spawn
 from saga_store.sqlalchemy.failures import READ_ONLY, is_lost, sqlstate
 from saga_store.sqlalchemy.liveness import Liveness
 from saga_store.sqlalchemy.pooler import approved, check_pooler
-from saga_store.sqlalchemy.statements import Statement
+from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.tables import SagaExecutionModel
 
 BindTarget: TypeAlias = AsyncEngine | async_sessionmaker[AsyncSession] | AsyncSession | AsyncConnection

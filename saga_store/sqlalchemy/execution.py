@@ -18,7 +18,8 @@ from saga_store.errors import (
 from saga_store.sqlalchemy.binds import Attempt, Bind, Parameters, Rows
 from saga_store.sqlalchemy.failures import READ_ONLY, cannot_connect_now, is_lost, reason, sqlstate
 from saga_store.sqlalchemy.retries import Retries
-from saga_store.sqlalchemy.statements import REVISION, Statement
+from saga_store.sqlalchemy.statement import Statement
+from saga_store.sqlalchemy.statements import REVISION
 from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
 
 # PostgreSQL's codes: a table, column or schema isn't there.

@@ -38,8 +38,8 @@ _LOCK_NOT_AVAILABLE = "55P03"
 # SQLSTATE classes of which no single write is guilty: smaller batches would fail alike.
 _NOBODYS_FAULT = ("08", "25", "26", "28", "3D", "3F", "40", "42", "53", "57P", "58")
 
-Save: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome]]]
-SaveUnlocked: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome | None]]]
+Save: TypeAlias = Callable[[Write], Awaitable[Outcome]]
+Apply: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome | None]]]
 
 
 @dataclass(slots=True, eq=False)
@@ -55,14 +55,17 @@ class GroupCommit:
     It belongs to the event loop that uses it first, until that loop is closed, as SQLAlchemy's engines do.
 
     Args:
-        save: Applies writes, waiting for rows that are locked.
-        save_unlocked: Likewise, but waits for nobody: it answers None for a write whose row somebody has
-            locked, and fails with SQLSTATE 55P03 if somebody is creating a saga that one of the writes creates.
+        hurry: Applies writes, and answers None for each that it didn't apply, for whatever reason. It waits for
+            nobody, and fails with SQLSTATE 55P03 if somebody is creating a saga that one of the writes creates.
+        tell: Applies what ``hurry`` left out, in the same way, and answers None only for a write whose row somebody
+            has locked.
+        save: Applies a write, and waits for its row if that is locked.
     """
 
-    def __init__(self, *, save: Save, save_unlocked: SaveUnlocked) -> None:
+    def __init__(self, *, hurry: Apply, tell: Apply, save: Save) -> None:
+        self._hurry = hurry
+        self._tell = tell
         self._save = save
-        self._save_unlocked = save_unlocked
         self._queue: _Queue | None = None
         self._changing_loops = threading.Lock()
 
@@ -80,15 +83,16 @@ class GroupCommit:
                     "this storage is in use in another event loop, and an engine can't be shared between loops; "
                     "make an engine and a storage for each"
                 )
-            self._queue = _Queue(loop, self._save, self._save_unlocked)
+            self._queue = _Queue(loop, self._hurry, self._tell, self._save)
             return self._queue
 
 
 class _Queue:
-    def __init__(self, loop: asyncio.AbstractEventLoop, save: Save, save_unlocked: SaveUnlocked) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, hurry: Apply, tell: Apply, save: Save) -> None:
         self.loop = loop
+        self._hurry = hurry
+        self._tell = tell
         self._save = save
-        self._save_unlocked = save_unlocked
         # Each saga's writes in the order of the calls; the first may be in flight. Sagas go by the integers of
         # their ids, which are hashed several times faster than the ids.
         self._lines: dict[int, deque[_Entry]] = {}
@@ -118,7 +122,9 @@ class _Queue:
         outcome: Outcome | None = None
         is_locked = False
         try:
-            [outcome] = await self._save_unlocked((entry.write,))
+            [outcome] = await self._hurry((entry.write,))
+            if outcome is None:
+                [outcome] = await self._tell((entry.write,))
             is_locked = outcome is None
         except StorageUnavailableError as exc:
             is_locked = exc.sqlstate == _LOCK_NOT_AVAILABLE
@@ -152,7 +158,7 @@ class _Queue:
                 self._in_flight += len(batch)
                 self._flush_what_is_ready()
                 try:
-                    self._finish(await self._flush(batch))
+                    await self._flush(batch, self._hurry)
                 finally:
                     self._in_flight -= len(batch)
                 # Those who have just been answered may have more to write: let them join the next batch.
@@ -206,34 +212,46 @@ class _Queue:
             else:
                 del self._lines[entry.saga]
 
-    async def _flush(self, batch: list[_Entry]) -> list[_Entry]:
-        """Apply a batch and answer its callers; return the entries that are finished."""
+    async def _flush(self, batch: list[_Entry], apply: Apply) -> None:
+        """Apply a batch and answer its callers; those whose rows are locked go on waiting apart."""
         try:
-            outcomes = await self._save_unlocked([entry.write for entry in batch])
+            outcomes = await apply([entry.write for entry in batch])
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
-            if isinstance(exc, StorageUnavailableError) and exc.sqlstate == _LOCK_NOT_AVAILABLE:
-                return await self._flush_without_creations(batch)
-            if len(batch) > 1 and _is_one_writes_fault(exc):
-                middle = len(batch) // 2
-                return await self._flush(batch[:middle]) + await self._flush(batch[middle:])
-            for entry in batch:
-                _answer(entry, _own_error(exc, entry.write))
-            return batch
-        finished = []
+            await self._flush_parts(batch, apply, exc)
+            return
+        left = []
         for entry, outcome in zip(batch, outcomes, strict=True):
             if outcome is None:
-                self._wait_for_lock(entry)
+                left.append(entry)
             else:
                 _answer(entry, outcome)
-                finished.append(entry)
-        return finished
+        self._finish(batch if not left else [entry for entry in batch if entry not in left])
+        if left and apply == self._hurry:
+            await self._flush(left, self._tell)
+        else:
+            for entry in left:
+                self._wait_for_lock(entry)
 
-    async def _flush_without_creations(self, batch: list[_Entry]) -> list[_Entry]:
+    async def _flush_parts(self, batch: list[_Entry], apply: Apply, exc: Exception) -> None:
+        """Go on after a failure: with those who aren't its reason, if there are any."""
+        if isinstance(exc, StorageUnavailableError) and exc.sqlstate == _LOCK_NOT_AVAILABLE:
+            await self._flush_without_creations(batch, apply)
+        elif len(batch) > 1 and _is_one_writes_fault(exc):
+            middle = len(batch) // 2
+            await self._flush(batch[:middle], apply)
+            await self._flush(batch[middle:], apply)
+        else:
+            for entry in batch:
+                _fail(entry, _own_error(exc, entry.write))
+            self._finish(batch)
+
+    async def _flush_without_creations(self, batch: list[_Entry], apply: Apply) -> None:
         others = [entry for entry in batch if not entry.write.creates]
         for entry in batch:
             if entry.write.creates or len(others) == len(batch):
                 self._wait_for_lock(entry)
-        return await self._flush(others) if 0 < len(others) < len(batch) else []
+        if 0 < len(others) < len(batch):
+            await self._flush(others, apply)
 
     def _wait_for_lock(self, entry: _Entry) -> None:
         waiter = self.loop.create_task(self._save_when_unlocked(entry))
@@ -246,10 +264,10 @@ class _Queue:
     async def _save_when_unlocked(self, entry: _Entry) -> None:
         try:
             async with self._lock_waiter_slots:
-                [outcome] = await self._save([entry.write])
+                outcome = await self._save(entry.write)
             _answer(entry, outcome)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the one who waits has to hear of it
-            _answer(entry, exc)
+            _fail(entry, exc)
 
     def _stop_waiting(self, waiter: asyncio.Task[None], entry: _Entry) -> None:
         self._lock_waiters.discard(waiter)
@@ -264,13 +282,16 @@ def _size(write: Write) -> int:
     return size
 
 
-def _answer(entry: _Entry, outcome: Outcome | Exception) -> None:
-    if entry.answer.done():
-        return
-    if isinstance(outcome, int | SagaStoreError):
+def _answer(entry: _Entry, outcome: Outcome) -> None:
+    if not entry.answer.done():
         entry.answer.set_result(outcome)
-    else:
-        entry.answer.set_exception(outcome)
+
+
+def _fail(entry: _Entry, exc: Exception) -> None:
+    if isinstance(exc, SagaStoreError):
+        _answer(entry, exc)
+    elif not entry.answer.done():
+        entry.answer.set_exception(exc)
 
 
 def _is_one_writes_fault(exc: Exception) -> bool:

@@ -1,7 +1,6 @@
 """The storage: its writes through ``saving``, its reads and claims as statements of their own."""
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
 from saga_store.sqlalchemy.execution import Executor
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.sqlalchemy.saving import Saver
+from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.statements import (
     CLAIM,
     EXHAUSTED,
@@ -22,7 +22,6 @@ from saga_store.sqlalchemy.statements import (
     IN_DOUBT,
     SAGA,
     STALE,
-    Statement,
 )
 from saga_store.storage import SagaStorage
 from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes, valid_period
@@ -76,7 +75,7 @@ class SqlAlchemySagaStorage(SagaStorage):
         self._executor = Executor(self._bind, seconds)
         self._saver = Saver(self._executor, resolves=seconds > 0 and not joins)
         self._group = (
-            GroupCommit(save=self._saver.save, save_unlocked=self._saver.save_unlocked)
+            GroupCommit(hurry=self._saver.hurry, tell=self._saver.tell, save=self._saver.save)
             if group_commit and not joins
             else None
         )
@@ -88,12 +87,8 @@ class SqlAlchemySagaStorage(SagaStorage):
             return self._bind.joined
         raise AttributeError("this storage isn't bound to an AsyncSession")
 
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        if self._group is None:
-            return await self._saver.save(writes)
-        if len(writes) == 1:
-            return [await self._group.write(writes[0])]
-        return await asyncio.gather(*map(self._group.write, writes))
+    def _apply(self, write: Write) -> Coroutine[None, None, Outcome]:
+        return self._saver.save(write) if self._group is None else self._group.write(write)
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
         rows = await self._executor.execute(SAGA, {"saga_id": saga_id})

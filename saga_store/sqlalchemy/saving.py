@@ -1,4 +1,4 @@
-"""Applies writes by one statement, and finds out what came of those whose answer got lost.
+"""Applies writes, in one statement if all goes well, and finds out what came of those whose answer got lost.
 
 Looking wouldn't do: the statement that was lost may not have begun yet. So whatever expects a version is written
 again, with the same id, and of the two the one that comes second is refused. docs/ambiguous_commits.md has the
@@ -6,11 +6,11 @@ argument, and every interleaving.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from operator import itemgetter
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from saga_store.errors import (
     SagaAlreadyExistsError,
@@ -19,14 +19,14 @@ from saga_store.errors import (
     SagaNotFoundError,
     UnknownOutcomeError,
 )
-from saga_store.model import SagaStatus, SagaStepStatus
+from saga_store.sqlalchemy.binds import Parameters, Rows
 from saga_store.sqlalchemy.execution import Executor, Failure, Retry
 from saga_store.sqlalchemy.retries import Retries
-from saga_store.sqlalchemy.statements import RECENT_WRITES, SAVE, SAVE_AGAIN, SAVE_UNLOCKED, Statement
+from saga_store.sqlalchemy.saves import save_many, save_one, tell
+from saga_store.sqlalchemy.statement import Statement
+from saga_store.sqlalchemy.statements import RECENT_WRITES
 from saga_store.sqlalchemy.write_ids import cannot_have_been_dropped, leads_to, new_write_id
 from saga_store.write import Outcome, Write
-
-_Judged = TypeVar("_Judged", Outcome, Outcome | None)
 
 
 @dataclass(slots=True)
@@ -42,6 +42,13 @@ class _Sent:
         self.outcome, self.is_open = outcome, False
 
 
+@dataclass(slots=True)
+class _Resolved:
+    """Takes the place of the rows of a statement whose answer got lost."""
+
+    outcomes: list[Outcome]
+
+
 class Saver:
     """Applies writes to different sagas, each atomically.
 
@@ -55,24 +62,58 @@ class Saver:
         self._executor = executor
         self._resolves = resolves
 
-    async def save(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        return await self._save(SAVE, writes, _outcome)
+    async def save(self, write: Write) -> Outcome:
+        """Wait for the row if somebody has locked it, and for whoever is creating the saga."""
+        [outcome] = await self._hurry((write,), waits=True)
+        if outcome is None:
+            [outcome] = await self.tell((write,), waits=True)
+        return cast("Outcome", outcome)
 
-    async def save_unlocked(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
-        """Wait for nobody: None for a write whose row somebody has locked, and 55P03 if somebody is creating one."""
-        return await self._save(SAVE_UNLOCKED, writes, _outcome_unless_locked)
+    async def hurry(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
+        """Write what is neither refused nor locked; None for the rest, of which ``tell`` says more.
 
-    async def _save(
-        self, statement: Statement, writes: Sequence[Write], judge: Callable[[Write, Sequence[Any]], _Judged]
-    ) -> Sequence[_Judged]:
-        ids = [new_write_id(write) for write in writes] if self._resolves else [None] * len(writes)
-        lost = UnknownOutcomeError(writes[0].saga_id)
-        answer = await self._executor.settle(statement, _save_parameters(writes, ids), if_lost=lost)
-        if isinstance(answer, Failure):
-            if answer.retry is Retry.IF_RECOGNISED and self._resolves:
-                return await self._resolve(writes, ids, lost)
-            raise answer.error from answer.error.__cause__
+        It waits for nobody: 55P03 if somebody is creating one of the sagas.
+        """
+        return await self._hurry(writes, waits=False)
+
+    async def tell(self, writes: Sequence[Write], *, waits: bool = False) -> Sequence[Outcome | None]:
+        """Likewise, but None only for a write whose row somebody has locked; or wait for the locks."""
+        ids = self._new_ids(writes)
+        statement = tell(waits=waits)
+        answer = await self._settle(statement, _all(statement, writes, ids), writes, ids)
+        if isinstance(answer, _Resolved):
+            return answer.outcomes
+        judge = _outcome if waits else _outcome_unless_locked
         return [judge(write, row) for write, row in zip(writes, sorted(answer, key=itemgetter(0)), strict=True)]
+
+    async def _hurry(self, writes: Sequence[Write], *, waits: bool) -> Sequence[Outcome | None]:
+        ids = self._new_ids(writes)
+        if len(writes) == 1:
+            parameters = _one(writes[0], ids[0])
+            statement = save_one(frozenset(parameters), waits=waits)
+        else:
+            parameters = _many(writes, ids)
+            new = sum(write.creates for write in writes)
+            statement = save_many(frozenset(parameters), creates=new > 0, finds=new < len(writes))
+        answer = await self._settle(statement, parameters, writes, ids)
+        if isinstance(answer, _Resolved):
+            return answer.outcomes
+        versions = {saga_id.int: version for saga_id, version in answer}
+        return [versions.get(write.saga_id.int) for write in writes]
+
+    def _new_ids(self, writes: Sequence[Write]) -> list[int | None]:
+        return [new_write_id(write) for write in writes] if self._resolves else [None] * len(writes)
+
+    async def _settle(
+        self, statement: Statement, parameters: Parameters, writes: Sequence[Write], ids: Sequence[int | None]
+    ) -> "Rows | _Resolved":
+        lost = UnknownOutcomeError(writes[0].saga_id)
+        answer = await self._executor.settle(statement, parameters, if_lost=lost)
+        if not isinstance(answer, Failure):
+            return answer
+        if answer.retry is Retry.IF_RECOGNISED and self._resolves:
+            return _Resolved(await self._resolve(writes, ids, lost))
+        raise answer.error from answer.error.__cause__
 
     async def _resolve(
         self, writes: Sequence[Write], ids: Sequence[int | None], lost: UnknownOutcomeError
@@ -90,8 +131,9 @@ class Saver:
     async def _write_again(self, sent: Sequence[_Sent]) -> None:
         """Tell the outcomes that can be told by now."""
         writes = [one.write for one in sent]
-        parameters = _save_parameters(writes, [one.write_id for one in sent])
-        rows = await self._executor.attempt(SAVE_AGAIN, parameters, if_lost=UnknownOutcomeError(writes[0].saga_id))
+        statement = tell(waits=False, again=True)  # it waits for nobody, lest one locked row hold up the others
+        parameters = _all(statement, writes, [one.write_id for one in sent])
+        rows = await self._executor.attempt(statement, parameters, if_lost=UnknownOutcomeError(writes[0].saga_id))
         if isinstance(rows, Failure):
             if len(sent) > 1 and rows.retry is Retry.NEVER:
                 # It may be for one write's sake, or for a saga that somebody is creating just now.
@@ -140,34 +182,76 @@ def _unknown(write: Write, lost: UnknownOutcomeError) -> UnknownOutcomeError:
     return own
 
 
-def _save_parameters(writes: Sequence[Write], ids: Sequence[int | None]) -> dict[str, object]:
+def _one(write: Write, write_id: int | None) -> dict[str, object]:
+    """Return the parameters that a write has."""
+    lease = write.lease
+    asked = {
+        "saga_id": write.saga_id,
+        "name": write.name,
+        "status": write.status and write.status.value,
+        "context": write.context,
+        "attempts": write.recovery_attempts,
+        "expected": write.expected_version,
+        "lease_owner": lease and lease.owner,
+        "lease_seconds": lease and lease.seconds,
+        "releases": lease and lease.releases,
+        "write_id": write_id,
+    }
+    parameters: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
+    if write.steps:
+        parameters |= _of_steps((write,))
+    return parameters
+
+
+def _many(writes: Sequence[Write], ids: Sequence[int | None]) -> dict[str, object]:
+    """Return the parameters that writes to different sagas have, as arrays.
+
+    Those that often come and go are there together: of each set of them a connection keeps a statement.
+    """
+    parameters: dict[str, object] = {
+        "saga_id": [write.saga_id for write in writes],
+        "name": _unless_empty([write.name for write in writes]),
+    }
+    status = _unless_empty([write.status and write.status.value for write in writes])
+    context = _unless_empty([write.context for write in writes])
+    if status or context:
+        parameters |= {"status": status, "context": context}
+    if expected := _unless_empty([write.expected_version for write in writes]):
+        parameters |= {"expected": expected, "write_id": _unless_empty(list(ids))}
+    if attempts := _unless_empty([write.recovery_attempts for write in writes]):
+        parameters["attempts"] = attempts
+    leases = [write.lease for write in writes]
+    if _unless_empty(leases):
+        parameters |= {
+            "lease_owner": _unless_empty([lease and lease.owner for lease in leases]),
+            "lease_seconds": _unless_empty([lease and lease.seconds for lease in leases]),
+            "releases": _unless_empty([lease and lease.releases for lease in leases]),
+        }
+    steps = _of_steps(writes)
+    return parameters | steps if steps["step_name"] else parameters
+
+
+def _all(statement: Statement, writes: Sequence[Write], ids: Sequence[int | None]) -> dict[str, object]:
+    """Return all of the statement's parameters, whether the writes have them or not."""
+    return dict.fromkeys(statement.names) | _many(writes, ids)
+
+
+def _of_steps(writes: Sequence[Write]) -> dict[str, object]:
     now = time.monotonic()
     steps = [(write.saga_id, step) for write in writes for step in write.steps]
-    columns: dict[str, list[Any]] = {
-        "saga_ids": [write.saga_id for write in writes],
-        "names": [write.name for write in writes],
-        "statuses": [_plain(write.status) for write in writes],
-        "contexts": [write.context for write in writes],
-        "attempts": [write.recovery_attempts for write in writes],
-        "expected": [write.expected_version for write in writes],
-        "lease_owners": [write.lease and write.lease.owner for write in writes],
-        "lease_seconds": [write.lease and write.lease.seconds for write in writes],
-        "releases": [write.lease and write.lease.releases for write in writes],
-        "write_ids": list(ids),
-        "step_saga_ids": [saga_id for saga_id, _ in steps],
-        "step_names": [step.step_name for _, step in steps],
-        "step_actions": [step.action for _, step in steps],
-        "step_statuses": [_plain(step.status) for _, step in steps],
-        "step_details": [step.details for _, step in steps],
-        "step_ages": [age or None for write in writes for age in write.ages(now)],
+    return {
+        "step_saga_id": [saga_id for saga_id, _ in steps],
+        "step_name": [step.step_name for _, step in steps],
+        "step_action": [step.action for _, step in steps],
+        "step_status": [step.status.value for _, step in steps],
+        "step_details": _unless_empty([step.details for _, step in steps]),
+        "step_age": _unless_empty([age or None for write in writes for age in write.ages(now)]),
     }
-    # To unnest, no array is as good as one of NULLs, and to the drivers, which look at every element, far cheaper.
-    return {name: None if column.count(None) == len(column) else column for name, column in columns.items()}
 
 
-def _plain(status: SagaStatus | SagaStepStatus | None) -> str | None:
-    """Return a plain str: psycopg would take an enum for a type of the database's."""
-    return None if status is None else status.value
+def _unless_empty(column: list[Any]) -> list[Any] | None:
+    """Return None for nothing but None: unnest() makes the same of it, and drivers look at each element of an array."""
+    return None if column.count(None) == len(column) else column
 
 
 def _outcome(write: Write, row: Sequence[Any]) -> Outcome:

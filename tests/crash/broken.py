@@ -1,7 +1,5 @@
 """Storages that break a promise each, for the checker to notice; everything else about them is real."""
 
-from collections.abc import Sequence
-
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from saga_store.errors import StorageUnavailableError, UnknownOutcomeError
@@ -17,10 +15,10 @@ class AcknowledgesBeforeCommit(SqlAlchemySagaStorage):
         self._engine = engine
         self._uncommitted: AsyncConnection | None = None
 
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+    async def _apply(self, write: Write) -> Outcome:
         await self.commit()
         self._uncommitted = await self._engine.connect()
-        return await SqlAlchemySagaStorage(self._uncommitted)._apply(writes)  # noqa: SLF001 - itself, on another bind
+        return await SqlAlchemySagaStorage(self._uncommitted)._apply(write)  # noqa: SLF001 - itself, on another bind
 
     async def commit(self) -> None:
         uncommitted, self._uncommitted = self._uncommitted, None
@@ -34,49 +32,47 @@ class AcknowledgesBeforeCommit(SqlAlchemySagaStorage):
 class RetriesBlindly(SqlAlchemySagaStorage):
     """Takes a lost answer for a write that wasn't made."""
 
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        outcomes = await super()._apply(writes)
-        if any(isinstance(outcome, UnknownOutcomeError) for outcome in outcomes):
-            return await super()._apply(writes)
-        return outcomes
+    async def _apply(self, write: Write) -> Outcome:
+        outcome = await super()._apply(write)
+        return await super()._apply(write) if isinstance(outcome, UnknownOutcomeError) else outcome
 
 
 class DeniesWhatItWrote(SqlAlchemySagaStorage):
     """Tells a lost answer as a write that wasn't made."""
 
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        return [
-            StorageUnavailableError("the connection was lost") if isinstance(outcome, UnknownOutcomeError) else outcome
-            for outcome in await super()._apply(writes)
-        ]
+    async def _apply(self, write: Write) -> Outcome:
+        outcome = await super()._apply(write)
+        lost = isinstance(outcome, UnknownOutcomeError)
+        return StorageUnavailableError("the connection was lost") if lost else outcome
 
 
 class Reorders(SqlAlchemySagaStorage):
     """Acknowledges every other write at once, and makes it after the next one."""
 
-    _postponed: Sequence[Write] | None = None
+    _postponed: Write | None = None
 
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+    async def _apply(self, write: Write) -> Outcome:
         if self._postponed is None:
-            self._postponed = writes
-            return [0 for _ in writes]
+            self._postponed = write
+            return 0
         postponed, self._postponed = self._postponed, None
-        outcomes = await super()._apply(writes)
+        outcome = await super()._apply(write)
         await super()._apply(postponed)
-        return outcomes
+        return outcome
 
 
 class WritesLogsApart(SqlAlchemySagaStorage):
     """Changes the row in one transaction, and writes the log entries in the next."""
 
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        outcomes = await super()._apply([write._replace(steps=(), logged_at=()) for write in writes])
-        await super()._apply([Write(write.saga_id, steps=write.steps) for write in writes if write.steps])
-        return outcomes
+    async def _apply(self, write: Write) -> Outcome:
+        outcome = await super()._apply(write._replace(steps=(), logged_at=()))
+        if write.steps:
+            await super()._apply(Write(write.saga_id, steps=write.steps))
+        return outcome
 
 
 class ForgetsTheFence(SqlAlchemySagaStorage):
     """Writes whatever the version is."""
 
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        return await super()._apply([write._replace(expected_version=None) for write in writes])
+    async def _apply(self, write: Write) -> Outcome:
+        return await super()._apply(write._replace(expected_version=None))
