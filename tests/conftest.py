@@ -60,6 +60,13 @@ def template(databases: Databases) -> Iterator[Database]:
 
 
 @pytest.fixture
+def admin(database: Database) -> Iterator[psycopg.Connection]:
+    """A connection of its own, in autocommit, to look at and to disturb the database."""
+    with psycopg.connect(database.url(), autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
 def database(databases: Databases, template: Database) -> Iterator[Database]:
     with databases.clone(template) as database:
         yield database

@@ -28,17 +28,22 @@ no connection is to be had                   every caller gets StorageUnavailabl
 a row is locked by somebody else             that caller waits apart, and nobody else waits
 a saga is being created by somebody else     likewise
 the same, and that caller is cancelled       its statement is cancelled, and the saga's line moves on
+a flusher is giving its connection back      whoever comes meanwhile doesn't wait for it
 the loop ends with writes queued             the callers are cancelled, and a new loop finds a queue that works
 two loops use one storage                    the second is told to make one of its own
 ===========================================  ==========================================================
 """
 
 import asyncio
+import contextlib
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from saga_store import (
@@ -54,13 +59,14 @@ from saga_store import (
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sqlalchemy import SqlAlchemySagaStorage, binds
 from saga_store.sqlalchemy import group_commit as module
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.write import Outcome, Write
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database
 from tests.proxy import Cut, Proxy
+from tests.scene import until
 
 MakeEngine = Callable[..., AsyncEngine]
 
@@ -79,9 +85,16 @@ class Statements:
         self.error: SagaStoreError | None = None
         self.bug: Exception | None = None
         self.gate = asyncio.Event()
+        self.returning = asyncio.Event()
+        self.returning.set()
         self.held: list[asyncio.Event] = []
         self.lock = asyncio.Event()
-        self.group = GroupCommit(hurry=self.hurry, tell=self.tell, save=self.save)
+        self.group = GroupCommit(self)
+
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator["Statements"]:
+        yield self
+        await self.returning.wait()
 
     async def hurry(self, writes: Sequence[Write]) -> list[Outcome | None]:
         self.batches.append(list(writes))
@@ -298,6 +311,19 @@ class TestQueue:
             [10],
         ]
 
+    async def test_one_who_comes_while_a_connection_is_given_back_is_flushed(self, statements: Statements) -> None:
+        leader = await statements.under_way()
+        call = statements.call()
+        statements.returning.clear()
+        await settle()
+        statements.gate.set()
+        await asyncio.gather(leader, call)
+        await settle()
+
+        assert await statements.call() == 2
+        statements.returning.set()
+        await settle()
+
     async def test_only_what_was_left_out_is_told(self, statements: Statements) -> None:
         """Those that were written are answered by the first statement, whatever becomes of the second."""
         await statements.under_way()
@@ -442,8 +468,84 @@ class TestQueue:
         await settle()
         queue = statements.group._queue  # noqa: SLF001 - there is no other way to see a leak
         assert queue is not None
-        kept = queue._lines, queue._ready, queue._flushers, queue._in_flight, queue._lock_waiters  # noqa: SLF001 - see above
+        kept = queue._lines, queue._ready, queue._flushers, queue._in_flight, queue._tasks  # noqa: SLF001 - see above
         assert not any(kept)
+
+
+class TestHeldConnection:
+    """A flusher keeps its connection while it has more to flush."""
+
+    @pytest.fixture(params=["asyncpg", "psycopg"])
+    def driver(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    async def crowd(self, storage: SqlAlchemySagaStorage, sagas: int = 40, steps: int = 10) -> None:
+        async def one() -> None:
+            saga_id = uuid4()
+            await storage.create_saga(saga_id, "order", {})
+            for number in range(steps):
+                await storage.log_step(saga_id, str(number), "act", SagaStepStatus.COMPLETED)
+
+        await asyncio.gather(*(one() for _ in range(sagas)))
+
+    async def test_it_is_taken_once_for_many_statements(self, make_engine: MakeEngine, driver: str) -> None:
+        engine = make_engine(driver)
+        checkouts = []
+        event.listen(engine.sync_engine, "checkout", lambda *_: checkouts.append(1))
+        await self.crowd(SqlAlchemySagaStorage(engine))
+        # One who flushes alone, and two who share the crowd: now and then they find nothing to flush, and end.
+        assert len(checkouts) < 11
+
+    async def test_everybody_else_gets_one_of_a_small_pool(self, make_engine: MakeEngine, driver: str) -> None:
+        """While a crowd writes without a pause, a read doesn't wait for its end."""
+        engine = make_engine(driver, pool_size=1, max_overflow=0)
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        crowd = asyncio.create_task(self.crowd(storage, steps=40))
+        await asyncio.sleep(0)
+        for _ in range(5):
+            await storage.get_saga(saga_id)
+        assert not crowd.done()
+        await crowd
+
+    async def test_it_is_given_back_now_and_then(
+        self, make_engine: MakeEngine, driver: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So that what the pool does to a connection, such as replacing an old one, isn't put off for ever."""
+        monkeypatch.setattr(binds, "_MOST_STATEMENTS_HELD", 2)
+        engine = make_engine(driver)
+        checkouts = []
+        event.listen(engine.sync_engine, "checkout", lambda *_: checkouts.append(1))
+        await self.crowd(SqlAlchemySagaStorage(engine))
+        assert len(checkouts) > 8
+
+    async def test_one_that_dies_is_replaced(
+        self, make_engine: MakeEngine, driver: str, admin: psycopg.Connection
+    ) -> None:
+        """Those whose answers got lost are told so, and whoever comes next doesn't notice."""
+        engine = make_engine(driver)
+        storage = SqlAlchemySagaStorage(engine)
+        crowd = asyncio.create_task(self.crowd(storage, steps=100))
+        while not crowd.done():
+            admin.execute(
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+            await asyncio.wait([crowd], timeout=0.2)
+        with contextlib.suppress(UnknownOutcomeError):
+            await crowd
+        await self.crowd(storage)
+
+    async def test_an_engine_that_is_disposed_of_at_once_leaves_nothing_open(
+        self, make_engine: MakeEngine, driver: str, admin: psycopg.Connection
+    ) -> None:
+        engine = make_engine(driver)
+        await self.crowd(SqlAlchemySagaStorage(engine))
+        await engine.dispose()
+        await settle()
+        mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        await until(lambda: admin.execute(mine).fetchone() == (0,))
 
 
 class TestLoops:

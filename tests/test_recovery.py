@@ -66,12 +66,6 @@ EXPIRE = "UPDATE saga_executions SET lease_expires_at = now() - interval '1 seco
 UNFINISHED = "SELECT count(*) FROM saga_executions WHERE status NOT IN ('COMPLETED', 'FAILED')"
 
 
-@pytest.fixture
-def admin(database: Database) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database.url(), autocommit=True) as connection:
-        yield connection
-
-
 Start = Callable[[str, str], "subprocess.Popen[str]"]
 
 

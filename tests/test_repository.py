@@ -1,7 +1,7 @@
 """SqlAlchemySagaStorage: what only PostgreSQL can show, mostly by failing it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -54,13 +54,6 @@ def driver(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def engine(driver: str, make_engine: MakeEngine) -> AsyncEngine:
     return make_engine(driver)
-
-
-@pytest.fixture
-def admin(database: Database) -> Iterator[psycopg.Connection]:
-    """A connection of its own, in autocommit, to look at and to disturb the database."""
-    with psycopg.connect(database.url(), autocommit=True) as connection:
-        yield connection
 
 
 class TestRoundTrips:

@@ -19,7 +19,7 @@ a write without a version, and its answer lost  UnknownOutcomeError: see test_re
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -49,12 +49,6 @@ NOTICED = pytest.mark.parametrize("turns", [0, 50], ids=["unnoticed", "noticed b
 @pytest.fixture(params=["asyncpg", "psycopg"])
 def driver(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def admin(database: Database) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database.url(), autocommit=True) as connection:
-        yield connection
 
 
 async def fill_pool(engine: AsyncEngine) -> set[int]:

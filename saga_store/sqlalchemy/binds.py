@@ -1,12 +1,13 @@
 """Where a statement runs: what each kind of bind means for the unit of work."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-from sqlalchemy import Engine, PoolProxiedConnection
+from sqlalchemy import Engine, Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
@@ -34,6 +35,9 @@ class Attempt:
 class Bind(Protocol):
     async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows: ...
 
+    def holding(self) -> AbstractAsyncContextManager["Bind"]:
+        """Return a bind for statements that follow each other closely; it may keep its connection meanwhile."""
+
 
 class EngineBind:
     """A connection from the pool for each statement, in autocommit: no BEGIN and no COMMIT travel."""
@@ -45,6 +49,53 @@ class EngineBind:
     async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
         attempt.engine = self._engine
         return await greenlet_spawn(_execute_on_pool, self._engine.sync_engine, statement, parameters, attempt)
+
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator[Bind]:
+        held = _HeldBind(self._engine)
+        try:
+            yield held
+        finally:
+            await held.give_back()
+
+
+class _HeldBind:
+    """A connection that isn't given back between two statements, as long as the pool has others.
+
+    Taking it and giving it back costs the client as much as the statement itself.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._fetch = _FETCH[engine.dialect.driver]
+        self._taken: _Taken | None = None
+        self._statements = 0
+
+    async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+        attempt.engine = self._engine
+        if self._taken is None or not self._taken.is_quiet():
+            await self.give_back()
+            self._taken = await greenlet_spawn(_Taken, self._engine.sync_engine)
+            self._statements = 0
+        attempt.reached_connection = True
+        try:
+            rows = await self._fetch(self._taken.driver, statement, parameters)
+        except BaseException as exc:
+            await self.give_back(exc)
+            raise
+        self._statements += 1
+        if self._statements >= _MOST_STATEMENTS_HELD or not _has_others(self._engine.sync_engine.pool):
+            await self.give_back()
+        return rows
+
+    async def give_back(self, exc: BaseException | None = None) -> None:
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            await greenlet_spawn(taken.give_back, exc)
+
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator[Bind]:
+        yield self
 
 
 class SessionmakerBind:
@@ -68,6 +119,10 @@ class SessionmakerBind:
                 attempt.engine, attempt.reached_connection = connection.engine, True
                 return (await connection.execute(statement.text, parameters)).all()
 
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator[Bind]:
+        yield self  # each statement goes where a session of the maker's would
+
 
 class JoinedBind:
     """The caller's own transaction, used by one statement at a time."""
@@ -90,6 +145,10 @@ class JoinedBind:
             await _check_pooler(connection)
             attempt.engine, attempt.reached_connection = connection.engine, True
             return (await connection.execute(statement.text, parameters)).all()
+
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator[Bind]:
+        yield self
 
 
 def make_bind(target: BindTarget) -> Bind:
@@ -147,6 +206,68 @@ _LIVENESS = "saga_store.liveness"
 _MOST_STALE = 100
 
 
+# Then the pool sees it again, lest its own rules, such as when to replace it, be put off for ever.
+_MOST_STATEMENTS_HELD = 100
+
+
+class _Taken:
+    """A connection of the pool's, in autocommit until it is given back.
+
+    It is used on the driver's level: what SQLAlchemy would add costs more than the driver. To be made and given back
+    in a greenlet of SQLAlchemy's.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._pool = engine, engine.pool
+        self._pooled = _live_connection(engine)
+        connection: Any = self._pooled.dbapi_connection
+        self.driver: Any = self._pooled.driver_connection
+        self.run_async: Callable[..., Any] = connection.run_async
+        self._connection = connection
+        self._autocommit_before = connection.autocommit
+        try:
+            connection.autocommit = True
+            if self._pool not in approved:
+                connection.run_async(partial(check_pooler, self._pool))
+        except BaseException as exc:
+            self.give_back(exc)
+            raise
+
+    def is_quiet(self) -> bool:
+        """Whether the server has neither said anything nor hung up since the last statement."""
+        liveness: Liveness = self._pooled.info[_LIVENESS]
+        return liveness.is_quiet()
+
+    def give_back(self, exc: BaseException | None = None) -> None:
+        """Return it to the pool; ``exc`` is what its last statement raised."""
+        try:
+            if (exc is not None and not isinstance(exc, Exception)) or self._engine.pool is not self._pool:
+                # Nobody knows what it is at; or the engine was disposed of, and nobody would close it later.
+                self._pooled.invalidate(exc)
+            elif exc is not None and (is_lost(exc) or sqlstate(exc) == READ_ONLY):
+                # As SQLAlchemy does: the others are as old, and lead to the server that went away or was demoted.
+                self._pool._invalidate(self._pooled, exc)  # noqa: SLF001 - there is no public way to it
+            else:
+                self._connection.autocommit = self._autocommit_before
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the statement has had its answer
+            self._pooled.invalidate(failure)
+        finally:
+            self._pooled.close()
+
+
+def _execute_on_pool(engine: Engine, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+    taken = _Taken(engine)
+    attempt.reached_connection = True
+    fetch = _FETCH[engine.dialect.driver]
+    try:
+        rows: Rows = taken.run_async(lambda driver: fetch(driver, statement, parameters))
+    except BaseException as exc:
+        taken.give_back(exc)
+        raise
+    taken.give_back()
+    return rows
+
+
 def _live_connection(engine: Engine) -> PoolProxiedConnection:
     """Take a connection from the pool, after throwing away those that have died there."""
     for _ in range(_MOST_STALE):
@@ -155,35 +276,15 @@ def _live_connection(engine: Engine) -> PoolProxiedConnection:
         if liveness is None:
             liveness = pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
         if liveness.is_quiet():
-            return pooled
+            break
         pooled.invalidate()
         pooled.close()
-    return engine.raw_connection()
-
-
-def _execute_on_pool(engine: Engine, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
-    """Run the statement on the driver's own connection: what SQLAlchemy would add costs more than the driver."""
-    fetch = _FETCH[engine.dialect.driver]
-    pooled = _live_connection(engine)
-    connection: Any = pooled.dbapi_connection
-    before = connection.autocommit
-    try:
-        connection.autocommit = True
-        if engine.pool not in approved:
-            connection.run_async(partial(check_pooler, engine.pool))
-        attempt.reached_connection = True
-        rows: Rows = connection.run_async(lambda driver: fetch(driver, statement, parameters))
-        connection.autocommit = before
-    except BaseException as exc:
-        if not isinstance(exc, Exception):
-            pooled.invalidate(exc)
-        elif is_lost(exc) or sqlstate(exc) == READ_ONLY:
-            # As SQLAlchemy does: the others are as old, and lead to the server that went away or was demoted.
-            engine.pool._invalidate(pooled, exc)  # noqa: SLF001 - there is no public way to it
-        else:
-            connection.autocommit = before
-        raise
     else:
-        return rows
-    finally:
-        pooled.close()
+        pooled = engine.raw_connection()
+        pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
+    return pooled
+
+
+def _has_others(pool: Pool) -> bool:
+    """Whether somebody else who wants a connection gets one without waiting."""
+    return isinstance(pool, QueuePool) and pool.checkedout() < pool.size()

@@ -1,6 +1,8 @@
 """Runs statements, again where that is safe, and translates what the database says into the errors of the contract."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import cast
@@ -56,6 +58,12 @@ class Executor:
     def __init__(self, bind: Bind, retry_for: float) -> None:
         self._bind = bind
         self.retry_for = retry_for
+
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator["Executor"]:
+        """Give an executor for statements that follow each other closely; it may keep its connection meanwhile."""
+        async with self._bind.holding() as bind:
+            yield Executor(bind, self.retry_for)
 
     async def execute(
         self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None

@@ -18,8 +18,9 @@ import copy
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError, UnknownOutcomeError
 from saga_store.write import Outcome, Write
@@ -38,8 +39,26 @@ _LOCK_NOT_AVAILABLE = "55P03"
 # SQLSTATE classes of which no single write is guilty: smaller batches would fail alike.
 _NOBODYS_FAULT = ("08", "25", "26", "28", "3D", "3F", "40", "42", "53", "57P", "58")
 
-Save: TypeAlias = Callable[[Write], Awaitable[Outcome]]
 Apply: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome | None]]]
+
+
+class Saves(Protocol):
+    """Applies writes to different sagas, each atomically, and says what came of it."""
+
+    async def hurry(self, writes: Sequence[Write], /) -> Sequence[Outcome | None]:
+        """Answer None for a write that wasn't applied, for whatever reason.
+
+        Nobody is waited for: it fails with SQLSTATE 55P03 if somebody is creating a saga that one of them creates.
+        """
+
+    async def tell(self, writes: Sequence[Write], /) -> Sequence[Outcome | None]:
+        """Likewise, but answer None only for a write whose row somebody has locked."""
+
+    async def save(self, write: Write, /) -> Outcome:
+        """Wait for the row if it is locked."""
+
+    def holding(self) -> AbstractAsyncContextManager["Saves"]:
+        """Return the same for calls that follow each other closely; it may keep its connection meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,17 +74,11 @@ class GroupCommit:
     It belongs to the event loop that uses it first, until that loop is closed, as SQLAlchemy's engines do.
 
     Args:
-        hurry: Applies writes, and answers None for each that it didn't apply, for whatever reason. It waits for
-            nobody, and fails with SQLSTATE 55P03 if somebody is creating a saga that one of the writes creates.
-        tell: Applies what ``hurry`` left out, in the same way, and answers None only for a write whose row somebody
-            has locked.
-        save: Applies a write, and waits for its row if that is locked.
+        saves: What it hands the writes to.
     """
 
-    def __init__(self, *, hurry: Apply, tell: Apply, save: Save) -> None:
-        self._hurry = hurry
-        self._tell = tell
-        self._save = save
+    def __init__(self, saves: Saves) -> None:
+        self._saves = saves
         self._queue: _Queue | None = None
         self._changing_loops = threading.Lock()
 
@@ -83,25 +96,24 @@ class GroupCommit:
                     "this storage is in use in another event loop, and an engine can't be shared between loops; "
                     "make an engine and a storage for each"
                 )
-            self._queue = _Queue(loop, self._hurry, self._tell, self._save)
+            self._queue = _Queue(loop, self._saves)
             return self._queue
 
 
 class _Queue:
-    def __init__(self, loop: asyncio.AbstractEventLoop, hurry: Apply, tell: Apply, save: Save) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, saves: Saves) -> None:
         self.loop = loop
-        self._hurry = hurry
-        self._tell = tell
-        self._save = save
+        self._saves = saves
         # Each saga's writes in the order of the calls; the first may be in flight. Sagas go by the integers of
         # their ids, which are hashed several times faster than the ids.
         self._lines: dict[int, deque[_Entry]] = {}
         # The sagas that have a write to flush and none in flight.
         self._ready: deque[int] = deque()
-        self._flushers: set[asyncio.Task[None]] = set()
+        # Those who take batches, and all tasks, lest nobody refers to one that is under way.
+        self._flushers: set[asyncio.Task[None] | None] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._flushes_alone = False
-        self._lock_waiters: set[asyncio.Task[None]] = set()
         self._lock_waiter_slots = asyncio.Semaphore(MAX_WAITING_FOR_LOCKS)
 
     async def write(self, write: Write) -> Outcome:
@@ -122,9 +134,9 @@ class _Queue:
         outcome: Outcome | None = None
         is_locked = False
         try:
-            [outcome] = await self._hurry((entry.write,))
+            [outcome] = await self._saves.hurry((entry.write,))
             if outcome is None:
-                [outcome] = await self._tell((entry.write,))
+                [outcome] = await self._saves.tell((entry.write,))
             is_locked = outcome is None
         except StorageUnavailableError as exc:
             is_locked = exc.sqlstate == _LOCK_NOT_AVAILABLE
@@ -150,19 +162,25 @@ class _Queue:
         if not self._flushers or (
             len(self._flushers) < MAX_FLUSHES and len(self._ready) >= max(LEAST_SHARED, self._in_flight // 2)
         ):
-            self._flushers.add(self.loop.create_task(self._flush_all()))
+            flusher = self.loop.create_task(self._flush_all())
+            self._flushers.add(flusher)
+            self._tasks.add(flusher)
+            flusher.add_done_callback(self._tasks.discard)
 
     async def _flush_all(self) -> None:
         try:
-            while batch := self._take_batch():
-                self._in_flight += len(batch)
-                self._flush_what_is_ready()
-                try:
-                    await self._flush(batch, self._hurry)
-                finally:
-                    self._in_flight -= len(batch)
-                # Those who have just been answered may have more to write: let them join the next batch.
-                await asyncio.sleep(0)
+            async with self._saves.holding() as saves:
+                while batch := self._take_batch():
+                    self._in_flight += len(batch)
+                    self._flush_what_is_ready()
+                    try:
+                        await self._flush(batch, saves.hurry)
+                    finally:
+                        self._in_flight -= len(batch)
+                    # Those who have just been answered may have more to write: let them join the next batch.
+                    await asyncio.sleep(0)
+                # From here on it takes nothing more, while it may yet take a moment to give its connection back.
+                self._flushers.discard(asyncio.current_task())
         except BaseException:
             # The loop is shutting down, and nobody would ever answer those who wait.
             for line in self._lines.values():
@@ -226,8 +244,8 @@ class _Queue:
             else:
                 _answer(entry, outcome)
         self._finish(batch if not left else [entry for entry in batch if entry not in left])
-        if left and apply == self._hurry:
-            await self._flush(left, self._tell)
+        if left and apply != self._saves.tell:
+            await self._flush(left, self._saves.tell)
         else:
             for entry in left:
                 self._wait_for_lock(entry)
@@ -255,7 +273,7 @@ class _Queue:
 
     def _wait_for_lock(self, entry: _Entry) -> None:
         waiter = self.loop.create_task(self._save_when_unlocked(entry))
-        self._lock_waiters.add(waiter)
+        self._tasks.add(waiter)
         # Nobody else is in this statement, so a caller that gives up can take it along.
         entry.answer.add_done_callback(lambda answer: waiter.cancel() if answer.cancelled() else None)
         # Not in the task itself: one that is cancelled before it starts never runs a line.
@@ -264,13 +282,13 @@ class _Queue:
     async def _save_when_unlocked(self, entry: _Entry) -> None:
         try:
             async with self._lock_waiter_slots:
-                outcome = await self._save(entry.write)
+                outcome = await self._saves.save(entry.write)
             _answer(entry, outcome)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the one who waits has to hear of it
             _fail(entry, exc)
 
     def _stop_waiting(self, waiter: asyncio.Task[None], entry: _Entry) -> None:
-        self._lock_waiters.discard(waiter)
+        self._tasks.discard(waiter)
         entry.answer.cancel()
         self._finish([entry])
 

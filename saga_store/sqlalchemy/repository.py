@@ -74,11 +74,7 @@ class SqlAlchemySagaStorage(SagaStorage):
         joins = isinstance(self._bind, JoinedBind)
         self._executor = Executor(self._bind, seconds)
         self._saver = Saver(self._executor, resolves=seconds > 0 and not joins)
-        self._group = (
-            GroupCommit(hurry=self._saver.hurry, tell=self._saver.tell, save=self._saver.save)
-            if group_commit and not joins
-            else None
-        )
+        self._group = GroupCommit(self._saver) if group_commit and not joins else None
 
     @property
     def session(self) -> AsyncSession:

@@ -6,7 +6,8 @@ argument, and every interleaving.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from operator import itemgetter
@@ -85,6 +86,12 @@ class Saver:
             return answer.outcomes
         judge = _outcome if waits else _outcome_unless_locked
         return [judge(write, row) for write, row in zip(writes, sorted(answer, key=itemgetter(0)), strict=True)]
+
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator["Saver"]:
+        """Give a saver for statements that follow each other closely; it may keep its connection meanwhile."""
+        async with self._executor.holding() as executor:
+            yield Saver(executor, resolves=self._resolves)
 
     async def _hurry(self, writes: Sequence[Write], *, waits: bool) -> Sequence[Outcome | None]:
         ids = self._new_ids(writes)
