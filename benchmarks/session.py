@@ -18,6 +18,8 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 # The crowds that update contexts, and how often each context is updated at most.
 HOT_CROWDS = (1, 64)
 HOT_UPDATES = 10
+# So often PostgreSQL plans a prepared statement anew, on each connection, before it keeps a plan; once more, then.
+WARM_UP = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class Session:
 
         async def turn() -> tuple[int, Measurement]:
             async with row.open(bed.url, CONNECTIONS) as run_saga:
-                warmed_up = await run_crowd(run_saga, Clock(), at_a_time=_warm(crowd), tickets=_some(2 * _warm(crowd)))
+                some = _some(WARM_UP * _warm(crowd))
+                warmed_up = await run_crowd(run_saga, Clock(), at_a_time=_warm(crowd), tickets=some)
                 return warmed_up, await measure(run_saga, at_a_time=crowd, seconds=self._plan.seconds)
 
         warmed_up, measured = asyncio.run(turn())
