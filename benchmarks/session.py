@@ -6,13 +6,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from benchmarks import ours
 from benchmarks.beds import MIGRATED, Bed, make_beds
 from benchmarks.claims import time_claims
 from benchmarks.rows import CONNECTIONS, Row
 from benchmarks.server import Server
-from benchmarks.workload import Clock, Measurement, measure, run_crowd
+from benchmarks.workload import Clock, Measurement, measure, run_crowd, tickets_for
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 
 # The crowds that update contexts, and how often each context is updated at most.
@@ -20,6 +21,7 @@ HOT_CROWDS = (1, 64)
 HOT_UPDATES = 10
 # So often PostgreSQL plans a prepared statement anew, on each connection, before it keeps a plan; once more, then.
 WARM_UP = 6
+WARM_UP_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Session:
 
         async def turn() -> tuple[int, Measurement]:
             async with row.open(bed.url, CONNECTIONS) as run_saga:
-                some = _some(WARM_UP * _warm(crowd))
+                some = islice(tickets_for(WARM_UP_SECONDS), WARM_UP * _warm(crowd))
                 warmed_up = await run_crowd(run_saga, Clock(), at_a_time=_warm(crowd), tickets=some)
                 return warmed_up, await measure(run_saga, at_a_time=crowd, seconds=self._plan.seconds)
 
