@@ -17,10 +17,10 @@ import asyncio
 import copy
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError, UnknownOutcomeError
 from saga_store.write import Outcome, Write
@@ -38,8 +38,6 @@ MAX_WAITING_FOR_LOCKS = 4
 _LOCK_NOT_AVAILABLE = "55P03"
 # SQLSTATE classes of which no single write is guilty: smaller batches would fail alike.
 _NOBODYS_FAULT = ("08", "25", "26", "28", "3D", "3F", "40", "42", "53", "57P", "58")
-
-Apply: TypeAlias = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome | None]]]
 
 
 class Saves(Protocol):
@@ -168,29 +166,28 @@ class _Queue:
             flusher.add_done_callback(self._tasks.discard)
 
     async def _flush_all(self) -> None:
-        try:
-            async with self._saves.holding() as saves:
+        async with self._saves.holding() as saves:
+            try:
                 while batch := self._take_batch():
                     self._in_flight += len(batch)
                     self._flush_what_is_ready()
                     try:
-                        await self._flush(batch, saves.hurry)
+                        await self._flush(batch, saves)
                     finally:
                         self._in_flight -= len(batch)
                     # Those who have just been answered may have more to write: let them join the next batch.
                     await asyncio.sleep(0)
-                # From here on it takes nothing more, while it may yet take a moment to give its connection back.
+            except BaseException:
+                # The loop is shutting down, and nobody would ever answer those who wait.
+                for line in self._lines.values():
+                    for entry in line:
+                        entry.answer.cancel()
+                self._lines.clear()
+                self._ready.clear()
+                raise
+            finally:
+                # It takes nothing more, while it may yet take a moment to give its connection back.
                 self._flushers.discard(asyncio.current_task())
-        except BaseException:
-            # The loop is shutting down, and nobody would ever answer those who wait.
-            for line in self._lines.values():
-                for entry in line:
-                    entry.answer.cancel()
-            self._lines.clear()
-            self._ready.clear()
-            raise
-        finally:
-            self._flushers.discard(asyncio.current_task())
 
     def _take_batch(self) -> list[_Entry]:
         batch: list[_Entry] = []
@@ -230,12 +227,12 @@ class _Queue:
             else:
                 del self._lines[entry.saga]
 
-    async def _flush(self, batch: list[_Entry], apply: Apply) -> None:
+    async def _flush(self, batch: list[_Entry], saves: Saves, *, tells: bool = False) -> None:
         """Apply a batch and answer its callers; those whose rows are locked go on waiting apart."""
         try:
-            outcomes = await apply([entry.write for entry in batch])
+            outcomes = await (saves.tell if tells else saves.hurry)([entry.write for entry in batch])
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
-            await self._flush_parts(batch, apply, exc)
+            await self._flush_parts(batch, saves, exc, tells=tells)
             return
         left = []
         for entry, outcome in zip(batch, outcomes, strict=True):
@@ -244,32 +241,37 @@ class _Queue:
             else:
                 _answer(entry, outcome)
         self._finish(batch if not left else [entry for entry in batch if entry not in left])
-        if left and apply != self._saves.tell:
-            await self._flush(left, self._saves.tell)
+        if left and not tells:
+            await self._flush(left, saves, tells=True)
         else:
             for entry in left:
                 self._wait_for_lock(entry)
 
-    async def _flush_parts(self, batch: list[_Entry], apply: Apply, exc: Exception) -> None:
+    async def _flush_parts(self, batch: list[_Entry], saves: Saves, exc: Exception, *, tells: bool) -> None:
         """Go on after a failure: with those who aren't its reason, if there are any."""
         if isinstance(exc, StorageUnavailableError) and exc.sqlstate == _LOCK_NOT_AVAILABLE:
-            await self._flush_without_creations(batch, apply)
+            parts = [self._without_creations(batch)]
         elif len(batch) > 1 and _is_one_writes_fault(exc):
             middle = len(batch) // 2
-            await self._flush(batch[:middle], apply)
-            await self._flush(batch[middle:], apply)
+            parts = [batch[:middle], batch[middle:]]
         else:
+            parts = []
             for entry in batch:
                 _fail(entry, _own_error(exc, entry.write))
             self._finish(batch)
+        for part in parts:
+            if part:
+                await self._flush(part, saves, tells=tells)
 
-    async def _flush_without_creations(self, batch: list[_Entry], apply: Apply) -> None:
+    def _without_creations(self, batch: list[_Entry]) -> list[_Entry]:
+        """Return those that find their sagas; the others wait apart, and all of them do if there is no other."""
         others = [entry for entry in batch if not entry.write.creates]
+        if len(others) == len(batch):
+            others = []
         for entry in batch:
-            if entry.write.creates or len(others) == len(batch):
+            if entry not in others:
                 self._wait_for_lock(entry)
-        if 0 < len(others) < len(batch):
-            await self._flush(others, apply)
+        return others
 
     def _wait_for_lock(self, entry: _Entry) -> None:
         waiter = self.loop.create_task(self._save_when_unlocked(entry))
