@@ -41,7 +41,8 @@ class SqlAlchemySagaStorage(SagaStorage):
             so that saga state and business rows commit together; the caller commits. The dialect is
             ``postgresql+asyncpg`` or ``postgresql+psycopg``.
         group_commit: With an engine or a sessionmaker, let concurrent calls share statements (see
-            ``group_commit``). Without, every call is a statement of its own.
+            ``group_commit``). As long as there are more to come, they may keep up to two connections of the
+            engine's pool, if it has others. Without, every call is a statement of its own.
         retry_for: With an engine or a sessionmaker, for how long a call goes on trying after a failure that may
             pass: no connection to be had, the server restarting or read-only after a failover, a deadlock, a
             serialization failure, the connection lost while reading. Only what can't write twice is tried
