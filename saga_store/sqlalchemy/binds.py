@@ -1,11 +1,12 @@
 """Where a statement runs: what each kind of bind means for the unit of work."""
 
+import abc
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from sqlalchemy import Engine, Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
@@ -32,14 +33,17 @@ class Attempt:
     joins: bool = False
 
 
-class Bind(Protocol):
+class Bind(abc.ABC):
+    @abc.abstractmethod
     async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows: ...
 
-    def holding(self) -> AbstractAsyncContextManager["Bind"]:
-        """Return a bind for statements that follow each other closely; it may keep its connection meanwhile."""
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator["Bind"]:
+        """Give a bind for statements that follow each other closely; it may keep its connection meanwhile."""
+        yield self
 
 
-class EngineBind:
+class EngineBind(Bind):
     """A connection from the pool for each statement, in autocommit: no BEGIN and no COMMIT travel."""
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -59,7 +63,7 @@ class EngineBind:
             await held.give_back()
 
 
-class _HeldBind:
+class _HeldBind(Bind):
     """A connection that isn't given back between two statements, as long as the pool has others.
 
     Taking it and giving it back costs the client as much as the statement itself.
@@ -93,12 +97,8 @@ class _HeldBind:
         if taken is not None:
             await greenlet_spawn(taken.give_back, exc)
 
-    @asynccontextmanager
-    async def holding(self) -> AsyncIterator[Bind]:
-        yield self
 
-
-class SessionmakerBind:
+class SessionmakerBind(Bind):
     """As an engine, the one that a session of the maker's is routed to (``binds``, ``get_bind``)."""
 
     def __init__(self, maker: async_sessionmaker[AsyncSession]) -> None:
@@ -119,12 +119,8 @@ class SessionmakerBind:
                 attempt.engine, attempt.reached_connection = connection.engine, True
                 return (await connection.execute(statement.text, parameters)).all()
 
-    @asynccontextmanager
-    async def holding(self) -> AsyncIterator[Bind]:
-        yield self  # each statement goes where a session of the maker's would
 
-
-class JoinedBind:
+class JoinedBind(Bind):
     """The caller's own transaction, used by one statement at a time."""
 
     def __init__(self, joined: AsyncSession | AsyncConnection) -> None:
@@ -145,10 +141,6 @@ class JoinedBind:
             await _check_pooler(connection)
             attempt.engine, attempt.reached_connection = connection.engine, True
             return (await connection.execute(statement.text, parameters)).all()
-
-    @asynccontextmanager
-    async def holding(self) -> AsyncIterator[Bind]:
-        yield self
 
 
 def make_bind(target: BindTarget) -> Bind:

@@ -234,13 +234,14 @@ class _Queue:
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
             await self._flush_parts(batch, saves, exc, tells=tells)
             return
-        left = []
+        finished, left = [], []
         for entry, outcome in zip(batch, outcomes, strict=True):
             if outcome is None:
                 left.append(entry)
             else:
                 _answer(entry, outcome)
-        self._finish(batch if not left else [entry for entry in batch if entry not in left])
+                finished.append(entry)
+        self._finish(finished)
         if left and not tells:
             await self._flush(left, saves, tells=True)
         else:
@@ -266,12 +267,11 @@ class _Queue:
     def _without_creations(self, batch: list[_Entry]) -> list[_Entry]:
         """Return those that find their sagas; the others wait apart, and all of them do if there is no other."""
         others = [entry for entry in batch if not entry.write.creates]
-        if len(others) == len(batch):
-            others = []
+        all_alike = len(others) == len(batch)
         for entry in batch:
-            if entry not in others:
+            if entry.write.creates or all_alike:
                 self._wait_for_lock(entry)
-        return others
+        return [] if all_alike else others
 
     def _wait_for_lock(self, entry: _Entry) -> None:
         waiter = self.loop.create_task(self._save_when_unlocked(entry))
