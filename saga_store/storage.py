@@ -6,7 +6,7 @@ which two of them could drift apart.
 
 import abc
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
@@ -47,7 +47,7 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage):
     _max_context_bytes = DEFAULT_MAX_CONTEXT_BYTES
 
     @abc.abstractmethod
-    async def _apply(self, write: Write) -> Outcome:
+    def _apply(self, write: Write) -> Awaitable[Outcome]:
         """Apply a write atomically, and say what came of it; a refusal (exists, missing, version) isn't raised."""
 
     @abc.abstractmethod

@@ -468,7 +468,7 @@ class TestQueue:
         await settle()
         queue = statements.group._queue  # noqa: SLF001 - there is no other way to see a leak
         assert queue is not None
-        kept = queue._lines, queue._ready, queue._flushers, queue._in_flight, queue._tasks  # noqa: SLF001 - see above
+        kept = queue._first, queue._ready, queue._flushers, queue._in_flight, queue._tasks  # noqa: SLF001 - see above
         assert not any(kept)
 
 

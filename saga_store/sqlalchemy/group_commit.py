@@ -17,7 +17,7 @@ import asyncio
 import copy
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -61,9 +61,11 @@ class Saves(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Entry:
+    """A write that waits or is in flight, and behind it the next ones to the same saga, in the order of the calls."""
+
     write: Write
     answer: asyncio.Future[Outcome]
-    saga: int
+    next: "deque[_Entry] | None" = None
 
 
 class GroupCommit:
@@ -80,7 +82,7 @@ class GroupCommit:
         self._queue: _Queue | None = None
         self._changing_loops = threading.Lock()
 
-    def write(self, write: Write) -> Coroutine[None, None, Outcome]:
+    def write(self, write: Write) -> Awaitable[Outcome]:
         loop = asyncio.get_running_loop()
         queue = self._queue
         if queue is None or queue.loop is not loop:
@@ -102,11 +104,10 @@ class _Queue:
     def __init__(self, loop: asyncio.AbstractEventLoop, saves: Saves) -> None:
         self.loop = loop
         self._saves = saves
-        # Each saga's writes in the order of the calls; the first may be in flight. Sagas go by the integers of
-        # their ids, which are hashed several times faster than the ids.
-        self._lines: dict[int, deque[_Entry]] = {}
-        # The sagas that have a write to flush and none in flight.
-        self._ready: deque[int] = deque()
+        # The first write of each saga that has any: in flight, or ready to be. Sagas go by the integers of their ids,
+        # which are hashed several times faster than the ids.
+        self._first: dict[int, _Entry] = {}
+        self._ready: deque[_Entry] = deque()
         # Those who take batches, and all tasks, lest nobody refers to one that is under way.
         self._flushers: set[asyncio.Task[None] | None] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,17 +115,19 @@ class _Queue:
         self._flushes_alone = False
         self._lock_waiter_slots = asyncio.Semaphore(MAX_WAITING_FOR_LOCKS)
 
-    async def write(self, write: Write) -> Outcome:
-        entry = _Entry(write, self.loop.create_future(), write.saga_id.int)
-        line = self._lines.get(entry.saga)
-        if line is not None:
-            line.append(entry)
-            return await entry.answer
-        self._lines[entry.saga] = deque((entry,))
-        if not self._flushers and not self._flushes_alone:
-            return await self._flush_alone(entry)
-        self._make_ready(entry.saga)
-        return await entry.answer
+    def write(self, write: Write) -> Awaitable[Outcome]:
+        entry = _Entry(write, self.loop.create_future())
+        first = self._first.setdefault(write.saga_id.int, entry)
+        if first is not entry:
+            if first.next is None:
+                first.next = deque()
+            first.next.append(entry)
+        elif not self._flushers and not self._flushes_alone:
+            return self._flush_alone(entry)
+        else:
+            self._ready.append(entry)
+            self._flush_what_is_ready()
+        return entry.answer
 
     async def _flush_alone(self, entry: _Entry) -> Outcome:
         """Flush in the caller's own task, which may be cancelled: nobody else's write is in this statement."""
@@ -143,16 +146,12 @@ class _Queue:
         finally:
             self._flushes_alone = False
             if not is_locked:
-                self._finish((entry,))
+                self._finish(entry)
             self._flush_what_is_ready()
         if outcome is None:
             self._wait_for_lock(entry)
             return await entry.answer
         return outcome
-
-    def _make_ready(self, saga: int) -> None:
-        self._ready.append(saga)
-        self._flush_what_is_ready()
 
     def _flush_what_is_ready(self) -> None:
         if self._flushes_alone or not self._ready:
@@ -179,10 +178,10 @@ class _Queue:
                     await asyncio.sleep(0)
             except BaseException:
                 # The loop is shutting down, and nobody would ever answer those who wait.
-                for line in self._lines.values():
-                    for entry in line:
+                for first in self._first.values():
+                    for entry in (first, *(first.next or ())):
                         entry.answer.cancel()
-                self._lines.clear()
+                self._first.clear()
                 self._ready.clear()
                 raise
             finally:
@@ -196,36 +195,30 @@ class _Queue:
         if not self._in_flight and share >= 2 * LEAST_SHARED:
             share = (share + 1) // 2  # the other half goes in a flush of its own, and the two alternate from now on
         while self._ready and rows < MAX_BATCH_ROWS and len(batch) < share:
-            entry = self._first_in_line(self._ready[0])
-            if entry is not None:
-                size += _size(entry.write)
-                if batch and size > MAX_BATCH_BYTES:
-                    break
-                rows += 1 + len(entry.write.steps)
-                batch.append(entry)
+            entry = self._ready[0]
+            if entry.answer.done():  # its caller took it back
+                self._ready.popleft()
+                self._finish(entry)
+                continue
+            size += _size(entry.write)
+            if batch and size > MAX_BATCH_BYTES:
+                break
             self._ready.popleft()
+            rows += 1 + len(entry.write.steps)
+            batch.append(entry)
         return batch
 
-    def _first_in_line(self, saga: int) -> _Entry | None:
-        """Return the saga's next write, after dropping those that their callers took back."""
-        line = self._lines[saga]
-        while line and line[0].answer.done():
-            line.popleft()
-        if line:
-            return line[0]
-        del self._lines[saga]
-        return None
-
-    def _finish(self, entries: Iterable[_Entry]) -> None:
-        for entry in entries:
-            line = self._lines.get(entry.saga)
-            if line is None or line[0] is not entry:
-                continue  # the queue was abandoned while this was in flight
-            line.popleft()
-            if line:
-                self._make_ready(entry.saga)
-            else:
-                del self._lines[entry.saga]
+    def _finish(self, entry: _Entry) -> None:
+        """Let the saga's next write come up."""
+        saga = entry.write.saga_id.int
+        if self._first.get(saga) is not entry:
+            return  # the queue was abandoned while this was in flight
+        if entry.next:
+            first = self._first[saga] = entry.next.popleft()
+            first.next = entry.next
+            self._ready.append(first)
+        else:
+            del self._first[saga]
 
     async def _flush(self, batch: list[_Entry], saves: Saves, *, tells: bool = False) -> None:
         """Apply a batch and answer its callers; those whose rows are locked go on waiting apart."""
@@ -234,14 +227,14 @@ class _Queue:
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
             await self._flush_parts(batch, saves, exc, tells=tells)
             return
-        finished, left = [], []
+        left = []
         for entry, outcome in zip(batch, outcomes, strict=True):
             if outcome is None:
                 left.append(entry)
             else:
                 _answer(entry, outcome)
-                finished.append(entry)
-        self._finish(finished)
+                self._finish(entry)
+        self._flush_what_is_ready()
         if left and not tells:
             await self._flush(left, saves, tells=True)
         else:
@@ -259,7 +252,8 @@ class _Queue:
             parts = []
             for entry in batch:
                 _fail(entry, _own_error(exc, entry.write))
-            self._finish(batch)
+                self._finish(entry)
+            self._flush_what_is_ready()
         for part in parts:
             if part:
                 await self._flush(part, saves, tells=tells)
@@ -292,7 +286,8 @@ class _Queue:
     def _stop_waiting(self, waiter: asyncio.Task[None], entry: _Entry) -> None:
         self._tasks.discard(waiter)
         entry.answer.cancel()
-        self._finish([entry])
+        self._finish(entry)
+        self._flush_what_is_ready()
 
 
 def _size(write: Write) -> int:

@@ -1,6 +1,6 @@
 """The storage: its writes through ``saving``, its reads and claims as statements of their own."""
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -84,7 +84,7 @@ class SqlAlchemySagaStorage(SagaStorage):
             return self._bind.joined
         raise AttributeError("this storage isn't bound to an AsyncSession")
 
-    def _apply(self, write: Write) -> Coroutine[None, None, Outcome]:
+    def _apply(self, write: Write) -> Awaitable[Outcome]:
         return self._saver.save(write) if self._group is None else self._group.write(write)
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:

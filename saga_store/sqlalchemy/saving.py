@@ -215,27 +215,24 @@ def _many(writes: Sequence[Write], ids: Sequence[int | None]) -> dict[str, objec
 
     Those that often come and go are there together: of each set of them a connection keeps a statement.
     """
-    parameters: dict[str, object] = {
-        "saga_id": [write.saga_id for write in writes],
-        "name": _unless_empty([write.name for write in writes]),
-    }
-    status = _unless_empty([write.status and write.status.value for write in writes])
-    context = _unless_empty([write.context for write in writes])
-    if status or context:
-        parameters |= {"status": status, "context": context}
-    if expected := _unless_empty([write.expected_version for write in writes]):
-        parameters |= {"expected": expected, "write_id": _unless_empty(list(ids))}
-    if attempts := _unless_empty([write.recovery_attempts for write in writes]):
-        parameters["attempts"] = attempts
-    leases = [write.lease for write in writes]
-    if _unless_empty(leases):
+    saga_ids, names, statuses, contexts, steps, _, attempts, expected, leases = zip(*writes, strict=True)
+    parameters: dict[str, object] = {"saga_id": list(saga_ids), "name": _unless_empty(names)}
+    if any(statuses) or any(contexts):
+        parameters["status"] = _unless_empty([status and status.value for status in statuses])
+        parameters["context"] = _unless_empty(contexts)
+    if _unless_empty(expected):
+        parameters |= {"expected": list(expected), "write_id": _unless_empty(ids)}
+    if _unless_empty(attempts):
+        parameters["attempts"] = list(attempts)
+    if any(leases):
         parameters |= {
             "lease_owner": _unless_empty([lease and lease.owner for lease in leases]),
             "lease_seconds": _unless_empty([lease and lease.seconds for lease in leases]),
             "releases": _unless_empty([lease and lease.releases for lease in leases]),
         }
-    steps = _of_steps(writes)
-    return parameters | steps if steps["step_name"] else parameters
+    if any(steps):
+        parameters |= _of_steps(writes)
+    return parameters
 
 
 def _all(statement: Statement, writes: Sequence[Write], ids: Sequence[int | None]) -> dict[str, object]:
@@ -244,21 +241,21 @@ def _all(statement: Statement, writes: Sequence[Write], ids: Sequence[int | None
 
 
 def _of_steps(writes: Sequence[Write]) -> dict[str, object]:
+    steps = [step for write in writes for step in write.steps]
     now = time.monotonic()
-    steps = [(write.saga_id, step) for write in writes for step in write.steps]
     return {
-        "step_saga_id": [saga_id for saga_id, _ in steps],
-        "step_name": [step.step_name for _, step in steps],
-        "step_action": [step.action for _, step in steps],
-        "step_status": [step.status.value for _, step in steps],
-        "step_details": _unless_empty([step.details for _, step in steps]),
+        "step_saga_id": [write.saga_id for write in writes for _ in write.steps],
+        "step_name": [step.step_name for step in steps],
+        "step_action": [step.action for step in steps],
+        "step_status": [step.status.value for step in steps],
+        "step_details": _unless_empty([step.details for step in steps]),
         "step_age": _unless_empty([age or None for write in writes for age in write.ages(now)]),
     }
 
 
-def _unless_empty(column: list[Any]) -> list[Any] | None:
+def _unless_empty(column: Sequence[Any]) -> list[Any] | None:
     """Return None for nothing but None: unnest() makes the same of it, and drivers look at each element of an array."""
-    return None if column.count(None) == len(column) else column
+    return None if column.count(None) == len(column) else list(column)
 
 
 def _outcome(write: Write, row: Sequence[Any]) -> Outcome:
