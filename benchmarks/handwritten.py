@@ -12,7 +12,7 @@ import asyncpg  # type: ignore[import-untyped] # it has no types
 
 from benchmarks.workload import NAME, STEPS, Clock, RunSaga, Words, new_order, receipt, run_by_calls
 from saga_store.sqlalchemy.group_commit import LEAST_SHARED, MAX_BATCH_ROWS, MAX_FLUSHES
-from saga_store.sqlalchemy.saves import save_many, save_one
+from saga_store.sqlalchemy.saves import APPEND, NEW, UPDATE, save_many, save_one
 
 WORDS = Words("RUNNING", "COMPLETED", "STARTED", "COMPLETED")
 CREATE = "INSERT INTO saga_executions (id, name, context) VALUES ($1, $2, $3)"
@@ -135,38 +135,59 @@ class _Saver:
 
     async def save(self, batch: list[_Write]) -> set[int]:
         """Return the integers of the ids of the sagas that were written."""
-        steps = [(write.saga_id, *step) for write in batch for step in write.steps]
-        values: dict[str, Any]
-        if len(batch) == 1:
-            [write] = batch
-            values = {"saga_id": write.saga_id, "name": write.name, "status": write.status, "context": write.context}
-            values = {name: value for name, value in values.items() if value is not None}
-        else:
-            # An array of nothing but NULLs is left out: the driver looks at every element of an array.
-            names = [write.name for write in batch]
-            values = {"saga_id": [write.saga_id for write in batch], "name": names if any(names) else None}
-            statuses, contexts = [write.status for write in batch], [write.context for write in batch]
-            if any(statuses) or any(contexts):
-                values["status"] = statuses if any(statuses) else None
-                values["context"] = contexts if any(contexts) else None
-        if steps:
-            values |= {
-                "step_saga_id": [step[0] for step in steps],
-                "step_name": [step[1] for step in steps],
-                "step_action": ["act"] * len(steps),
-                "step_status": [step[2] for step in steps],
-            }
+        values = _values_of_one(*batch) if len(batch) == 1 else _values_of_many(batch)
         present = frozenset(values)
-        if len(batch) == 1:
-            statement = save_one(present, waits=False)
-        else:
-            new = sum(write.name is not None for write in batch)
-            statement = save_many(present, creates=new > 0, finds=new < len(batch))
+        statement = save_one(present, waits=False) if len(batch) == 1 else save_many(present)
         prepared = self._prepared.get(statement.numbered)
         if prepared is None:
             prepared = self._prepared[statement.numbered] = await self._connection.prepare(statement.numbered)
         rows = await prepared.fetch(*[values.get(name) for name in statement.names])
         return {row[0].int for row in rows}
+
+
+def _values_of_one(write: _Write) -> dict[str, Any]:
+    values = {"saga_id": write.saga_id, "name": write.name, "status": write.status, "context": write.context}
+    present = {name: value for name, value in values.items() if value is not None}
+    return present | _steps([write]) if write.steps else present
+
+
+def _values_of_many(batch: list[_Write]) -> dict[str, Any]:
+    new = sorted([write for write in batch if write.name is not None], key=lambda write: write.saga_id.int)
+    changed = [write for write in batch if write.name is None and (write.status is not None or write.context)]
+    only_logged = [write for write in batch if write.name is None and write.status is None and write.context is None]
+    values: dict[str, Any] = {}
+    if new:
+        values |= {NEW + name: column for name, column in _columns(new).items()}
+        values[f"{NEW}name"] = [write.name for write in new]
+    if changed:
+        values |= {UPDATE + name: column for name, column in _columns(changed).items()}
+    if any(write.steps for write in changed):
+        values |= _steps(changed)
+    if only_logged:
+        values |= {APPEND + name: column for name, column in _steps(only_logged).items()}
+    return values
+
+
+def _columns(batch: list[_Write]) -> dict[str, Any]:
+    return {
+        "saga_id": [write.saga_id for write in batch],
+        "status": _words([write.status or "NULL" for write in batch]),
+        "context": [write.context for write in batch],
+    }
+
+
+def _steps(batch: list[_Write]) -> dict[str, Any]:
+    steps = [(write.saga_id, *step) for write in batch for step in write.steps]
+    return {
+        "step_saga_id": [step[0] for step in steps],
+        "step_name": [step[1] for step in steps],
+        "step_action": _words(["act"] * len(steps)),
+        "step_status": _words([step[2] for step in steps]),
+    }
+
+
+def _words(words: list[str]) -> str:
+    return f"{{{','.join(words)}}}"
 
 
 @asynccontextmanager

@@ -57,6 +57,7 @@ class Write(NamedTuple):
 
     ``logged_at`` says on Python's monotonic clock when each step was logged; empty means now. A lease is only
     ever renewed or released by a write that expects a version: that it is still held is the version's to say.
+    ``write_id`` is for a storage that may lose the answer, and has to tell later whether the write is there.
     """
 
     saga_id: UUID
@@ -68,6 +69,7 @@ class Write(NamedTuple):
     recovery_attempts: int | None = None
     expected_version: int | None = None
     lease: Lease | None = None
+    write_id: int | None = None
 
     @property
     def creates(self) -> bool:
@@ -82,6 +84,11 @@ class Write(NamedTuple):
             or self.recovery_attempts is not None
             or (self.lease is not None and not self.lease.renews)
         )
+
+    @property
+    def updates_row(self) -> bool:
+        """Whether the row of a saga that is there is written at all, and not just its history."""
+        return self.changes_row or self.lease is not None or self.write_id is not None
 
     def ages(self, now: float) -> tuple[float, ...]:
         """Return how many seconds ago each step was logged, given the monotonic clock's time."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from itertools import combinations
 from uuid import UUID, uuid4
 
 import psycopg
@@ -30,10 +31,12 @@ from saga_store import (
 )
 from saga_store.sqlalchemy import SagaExecutionModel, SagaLogModel, SqlAlchemySagaStorage
 from saga_store.sqlalchemy.binds import BindTarget
+from saga_store.sqlalchemy.parameters import by_kind, of_kinds, of_one
 from saga_store.sqlalchemy.saves import save_many, save_one, tell
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.statements import CLAIM
 from saga_store.sqlalchemy.tables import REVISION
+from saga_store.write import Lease, Write
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database
 from tests.proxy import Cut, Proxy
@@ -103,21 +106,27 @@ class TestRoundTrips:
         assert len(writers) == 1
 
 
-LOGGED = {"step_name", "step_action", "step_status", "step_details", "step_age"}
-CHANGED = {"status", "context"}
-FENCED = {*CHANGED, "expected", "write_id"}
+_SAGA = UUID(int=1)
+WRITES = {
+    "creates": Write(_SAGA, name="order", context="{}"),
+    "updates": Write(_SAGA, status=SagaStatus.RUNNING, context="{}"),
+    "updates, fenced": Write(_SAGA, context="{}", expected_version=1, write_id=1),
+    "updates and logs": Write(_SAGA, context="{}", steps=(STARTED, STARTED)),
+    "updates and logs, fenced": Write(_SAGA, context="{}", steps=(STARTED,), expected_version=1, write_id=1),
+    "logs": Write(_SAGA, steps=(STARTED,)),
+    "renews": Write(_SAGA, lease=Lease(lasts=timedelta(seconds=1)), expected_version=1, write_id=1),
+}
 SAVES: dict[str, Statement] = {
     "tells": tell(waits=False),
     "tells, waits": tell(waits=True),
     "tells, again": tell(waits=False, again=True),
 }
-for _words in (CHANGED, FENCED, LOGGED, CHANGED | LOGGED, FENCED | LOGGED):
-    _asked = frozenset({"saga_id", "name", *_words, *(["step_saga_id"] if _words >= LOGGED else [])})
-    _of_what = "+".join(sorted(_words - LOGGED) + ["steps"] * (_words >= LOGGED))
-    for _creates in (True, False):
-        SAVES[f"many: {_of_what}{', creates' * _creates}"] = save_many(_asked, creates=_creates, finds=True)
+for _what, _write in WRITES.items():
     for _waits in (True, False):
-        SAVES[f"one: {_of_what}{', waits' * _waits}"] = save_one(frozenset({"saga_id", *_words}), waits=_waits)
+        SAVES[f"one {_what}{', waits' * _waits}"] = save_one(frozenset(of_one(_write)), waits=_waits)
+for _several in (*combinations(WRITES, 1), *combinations(WRITES, 2), tuple(WRITES)):
+    _parameters = of_kinds(*by_kind([WRITES[what] for what in _several]))
+    SAVES[f"many: {'; '.join(_several)}"] = save_many(frozenset(_parameters))
 
 
 class TestPlan:

@@ -9,7 +9,8 @@ A refused write raises nothing, for that would abort the caller's transaction. T
 What they have in common:
 
 - The row is locked before it is changed, also for log entries alone: so `version` is the latest committed one, and the
-  ids of a saga's entries follow the order of its commits. Batches lock in id order, so that two can't deadlock.
+  ids of a saga's entries follow the order of its commits.
+- Two can't deadlock: those that wait for locked rows lock in id order, and sagas are created in id order.
 - The times are the statement's, not the transaction's, which may have begun long ago; a step that waited in a buffer
   gets the time at which it was logged.
 - A lease is taken only if nobody else holds it, which the lock decides too. Renewing it changes the row but not its
@@ -28,7 +29,7 @@ from functools import cache
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.write_ids import KEPT, KEPT_OF_ONE_VERSION, RANDOM_BITS, VERSION_MASK
 
-# What a write may ask for: for a single one these are parameters, for a batch columns from parameters that are arrays.
+# What a write may ask for: for a single one these are parameters, for several columns from parameters that are arrays.
 _TYPES = {
     "saga_id": "uuid",
     "name": "text",
@@ -43,6 +44,8 @@ _TYPES = {
 }
 # What changes the row of a saga that is there.
 _UPDATING = {"status", "context", "attempts", "lease_owner", "lease_seconds", "releases", "write_id"}
+# The ones of them that may come without anything that raises the version.
+_QUIET = {"lease_seconds", "write_id"}
 # An entry of a history; these are always arrays.
 _STEP_TYPES = {
     "step_name": "text",
@@ -51,6 +54,14 @@ _STEP_TYPES = {
     "step_details": "text",
     "step_age": "double precision",
 }
+# Where there are many writes, an entry says whose it is.
+_STEPS_TYPES = {"step_saga_id": "uuid", **_STEP_TYPES}
+# The names of parameters for many writes begin by what those do: create a saga, update one, or append a single entry.
+# Entries of the first two kinds have no prefix.
+NEW, UPDATE, APPEND = "new_", "update_", "append_"
+
+# Arrays of words that need no quotes travel as one text each: drivers take their time over each element of an array.
+WORDS = {"status", "step_action", "step_status"}
 
 _CHANGES = (
     "({status} IS NOT NULL OR {context} IS NOT NULL OR {attempts} IS NOT NULL OR {lease_owner} IS NOT NULL"
@@ -109,65 +120,100 @@ _UPDATE = f"""
 """
 
 
-def _parameter(name: str, kind: str) -> str:
+# NULLs for what isn't there: the planner drops whatever depends on it.
+_ABSENT = {name: f"CAST(NULL AS {kind})" for name, kind in {**_TYPES, **_STEP_TYPES}.items()}
+
+
+def _parameter(name: str, kind: str, sent_as: str | None = None) -> str:
     # JSON travels as text: what a driver makes of it depends on codecs that the application may have set.
-    sent_as = kind.replace("json", "text")
+    sent_as = sent_as or kind.replace("json", "text")
     return f"CAST(:{name} AS {kind})" if sent_as == kind else f"CAST(CAST(:{name} AS {sent_as}) AS {kind})"
 
 
-def _rows(types: Mapping[str, str], alias: str) -> str:
-    """Return arrays as rows. SELECT around each hides its length from the planner.
+def _rows(types: Mapping[str, str], alias: str, prefix: str = "") -> str:
+    """Return arrays as rows. OFFSET hides their length from the planner.
 
     Otherwise it would find a plan of its own for every call cheaper than the prepared one, and planning takes longer
     than executing.
     """
-    arrays = ", ".join(f"(SELECT {_parameter(name, f'{kind}[]')})" for name, kind in types.items())
-    return f"unnest({arrays}) WITH ORDINALITY AS {alias} ({', '.join(types)}, position)"
+    arrays = ", ".join(
+        f"{_parameter(prefix + name, f'{kind}[]', 'text' if name in WORDS else None)} AS {name}"
+        for name, kind in types.items()
+    )
+    names = ", ".join(types)
+    columns = ", ".join(f"{alias}_arrays.{name}" for name in types)
+    return f"""(
+        (SELECT {arrays} OFFSET 0) AS {alias}_arrays
+        CROSS JOIN LATERAL unnest({columns}) WITH ORDINALITY AS {alias} ({names}, position)
+    )"""
 
 
-# `written` has locked the rows before the sequence is drawn from.
+# What is logged has been locked before the sequence is drawn from.
 _LOG = """
     INSERT INTO saga_logs (saga_id, step_name, action, status, details, created_at)
-    SELECT w.id, s.step_name, s.step_action, s.step_status, s.step_details,
-        statement_timestamp() - make_interval(secs => COALESCE(s.step_age, 0))
-    FROM written w
-    {steps}
-    ORDER BY s.position
+    SELECT {step_saga_id}, {step_name}, {step_action}, {step_status}, {step_details},
+        statement_timestamp() - make_interval(secs => COALESCE({step_age}, 0))
+    {source}
 """
-_LOG_ONE = _LOG.format(steps=f"CROSS JOIN {_rows(_STEP_TYPES, 's')}")
-_LOG_MANY = _LOG.format(steps=f"JOIN {_rows({'step_saga_id': 'uuid', **_STEP_TYPES}, 's')} ON s.step_saga_id = w.id")
 _WRITTEN = "SELECT id, version FROM written"
 
 
 @cache
 def save_one(present: frozenset[str], *, waits: bool) -> Statement:
     """Return a statement that hurries, for a single write with these parameters."""
-    asked = _absent(present) | {name: _parameter(name, _TYPES[name]) for name in present & _TYPES.keys()}
+    asked = _ABSENT | {name: _parameter(name, _TYPES[name]) for name in present & _TYPES.keys()}
     asked["changes"] = _CHANGES.format(**asked)
     if "name" in present:
         written = _CREATE.format(**asked, source="" if waits else f"FROM {_PATIENCE}")
     else:
         found = f"""
             FROM saga_executions WHERE id = :saga_id AND {_ACCEPTED.format(**asked)}
-            FOR NO KEY UPDATE {_wait(waits=waits)}"""
+            FOR NO KEY UPDATE {"" if waits else "SKIP LOCKED"}"""
         if present & _UPDATING:
             written = _UPDATE.format(**asked, source=f"WHERE e.id = (SELECT id {found})")
         else:
             written = f"SELECT id, version {found}"
     if "step_name" not in present:
         return Statement(written)
-    return Statement(f"WITH written AS ({written}), logged AS ({_LOG_ONE}) {_WRITTEN}")
+    source = f"FROM written w CROSS JOIN {_rows(_STEP_TYPES, 's')} ORDER BY s.position"
+    logged = _LOG.format(**_columns(_STEP_TYPES, "s"), step_saga_id="w.id", source=source)
+    return Statement(f"WITH written AS ({written}), logged AS ({logged}) {_WRITTEN}")
 
 
 @cache
-def save_many(present: frozenset[str], *, creates: bool, finds: bool) -> Statement:
-    """Return a statement that hurries, for writes to different sagas with these parameters, and waits for nobody.
-
-    Some of them create their sagas, or find sagas that are there, or both.
-    """
-    asked = _absent(present) | _columns(present)
-    only = f"AND {_ACCEPTED.format(**asked)}"
-    return Statement(f"{_batch(present, creates=creates, finds=finds, waits=False, only=only)} {_WRITTEN}")
+def save_many(present: frozenset[str]) -> Statement:
+    """Return a statement that hurries, for writes to different sagas with these parameters, and waits for nobody."""
+    new, updates = _some(_TYPES, present, NEW), _some(_TYPES, present, UPDATE)
+    steps, appends = _some(_STEPS_TYPES, present), _some({"expected": "bigint", **_STEPS_TYPES}, present, APPEND)
+    parts, written = {}, []
+    if new:
+        source = f"FROM {_rows(new, 'i', NEW)} CROSS JOIN {_PATIENCE}"
+        parts["created"] = _CREATE.format(**_columns(new), source=source)
+        written.append("SELECT id, version FROM created")
+    if updates:
+        asked = _columns(updates)
+        changes = _CHANGES.format(**asked) if updates.keys() & _QUIET else "TRUE"
+        # By the last condition, which is always true, the planner expects a single row. So it makes it an index probe
+        # in the update, too, whatever the statistics say: a cached plan that was made when the table was empty must
+        # not turn into a sequential scan when it is full.
+        locked = f"""
+            SELECT i.*, {changes} AS changes
+            FROM {_rows(updates, "i", UPDATE)} CROSS JOIN LATERAL ({_lock("i.saga_id", _ACCEPTED, asked)}) l
+            WHERE l.id = i.saga_id"""
+        source = f"FROM ({locked}) i WHERE e.id = i.saga_id"
+        parts["updated"] = _UPDATE.format(**asked, changes="i.changes", source=source)
+        written.append("SELECT id, version FROM updated")
+    if steps:
+        parts["written"] = " UNION ALL ".join(written)
+        parts["logged"] = _log_written(steps)
+    if appends:
+        asked = _columns(appends, "s")
+        parts["appended"] = f"""
+            SELECT s.*, l.version
+            FROM {_rows(appends, "s", APPEND)} CROSS JOIN LATERAL ({_lock("s.step_saga_id", _ACCEPTED, asked)}) l"""
+        parts["logged_alone"] = _LOG.format(**asked, source="FROM appended s")
+        written.append("SELECT step_saga_id, version FROM appended")
+    return Statement(f"{_with(parts)} {' UNION ALL '.join(written)}")
 
 
 @cache
@@ -177,15 +223,31 @@ def tell(*, waits: bool, again: bool = False) -> Statement:
     Each write comes back by its position. If it isn't written, `written` is NULL, `found` is the version that the saga
     is at, and if that is NULL too, `is_there` tells a saga that somebody has locked from one that is missing.
     """
-    everything = frozenset((*_TYPES, *_STEP_TYPES))
+    asked = _columns(_TYPES)
     accepted = _ACCEPTED
     if again:
-        accepted += f" AND NOT ({{write_id}} IS NOT NULL AND NOT {{changes}} AND {_FULL_UP})"
-    asked = _columns(everything)
+        accepted += f" AND NOT ({{write_id}} IS NOT NULL AND NOT i.changes AND {_FULL_UP})"
     answers = f""",
-            lease_owner AS holder, lease_expires_at AS held_until, {_RECORDED.format(**asked)} AS recorded,
-            {accepted.format(**asked)} AS accepted"""
-    return Statement(f"""{_batch(everything, creates=True, finds=True, waits=waits, answers=answers)}
+        lease_owner AS holder, lease_expires_at AS held_until, {_FULL_UP} AS full_up, {_RECORDED} AS recorded,
+        {accepted} AS accepted"""
+    patience = "" if waits else f"CROSS JOIN {_PATIENCE}"
+    changed = "FROM locked i WHERE e.id = i.id AND i.accepted AND i.updates"
+    parts = {
+        "input": f"SELECT i.*, {_CHANGES.format(**asked)} AS changes FROM {_rows(_TYPES, 'i')} ORDER BY saga_id",
+        "created": _CREATE.format(**asked, source=f"FROM input i {patience} WHERE i.name IS NOT NULL"),
+        # The condition on the name does here what the one on the id does above.
+        "locked": f"""
+            SELECT i.*, e.*, {_UPDATES.format(**asked, changes="i.changes")} AS updates
+            FROM input i
+            CROSS JOIN LATERAL ({_lock("i.saga_id", "TRUE", asked, answers, waits=waits)}) e
+            WHERE i.name IS NULL""",
+        "updated": _UPDATE.format(**asked, changes="i.changes", source=changed),
+        "written": """
+            SELECT id, version FROM created UNION ALL SELECT id, version FROM updated
+            UNION ALL SELECT id, version FROM locked i WHERE i.accepted AND NOT i.updates""",
+        "logged": _log_written(_STEPS_TYPES),
+    }
+    return Statement(f"""{_with(parts)}
 SELECT i.position,
     COALESCE(w.version, CASE WHEN l.recorded THEN i.expected + CAST(i.changes AS integer) END) AS written,
     l.version AS found, l.holder, l.held_until,
@@ -196,53 +258,26 @@ LEFT JOIN locked l ON l.id = i.saga_id
 """)
 
 
-def _batch(  # noqa: PLR0913 - what varies between statements
-    present: frozenset[str], *, creates: bool, finds: bool, waits: bool, only: str = "", answers: str = ""
-) -> str:
-    """Return the part that writes. It locks what fulfils ``only``; with ``answers``, they say what is accepted."""
-    asked = _absent(present) | _columns(present)
-    logs, updates = "step_name" in present, bool(present & _UPDATING)
-    accepted = "i.accepted AND" if answers else ""
-    rows = _rows({name: kind for name, kind in _TYPES.items() if name in present}, "i")
-    parts = {"input": f"SELECT i.*, {_CHANGES.format(**asked)} AS changes FROM {rows} ORDER BY saga_id"}
-    written = []
-    if creates:
-        patience = "" if waits else f"CROSS JOIN {_PATIENCE}"
-        parts["created"] = _CREATE.format(**asked, source=f"FROM input i {patience} WHERE i.name IS NOT NULL")
-        written.append("SELECT id, version FROM created")
-    if finds:
-        # LATERAL makes it one index probe a saga, and the condition on the name, by which the planner expects a single
-        # row, makes it another in the update, whatever the statistics say: a cached plan that was made when the table
-        # was empty must not turn into a sequential scan per write when it is full.
-        parts["locked"] = f"""
-    SELECT i.*, e.*, {_UPDATES.format(**asked)} AS updates
-    FROM input i
-    CROSS JOIN LATERAL (
-        SELECT id, version, {_FULL_UP} AS full_up{answers}
-        FROM saga_executions WHERE id = i.saga_id {only} FOR NO KEY UPDATE {_wait(waits=waits)}
-    ) e
-    WHERE i.name IS NULL
-"""
-        if updates:
-            which = f"FROM locked i WHERE e.id = i.id AND {accepted} i.updates"
-            parts["updated"] = _UPDATE.format(**asked, source=which)
-            written.append("SELECT id, version FROM updated")
-        if logs:
-            written.append(f"SELECT id, version FROM locked i WHERE {accepted} NOT i.updates")
-    parts["written"] = " UNION ALL ".join(written)
-    if logs:
-        parts["logged"] = _LOG_MANY
+def _lock(saga_id: str, condition: str, asked: Mapping[str, str], answers: str = "", *, waits: bool = False) -> str:
+    """Return a query for LATERAL, which makes it one index probe a saga."""
+    return f"""
+        SELECT id, version {answers.format(**asked)}
+        FROM saga_executions WHERE id = {saga_id} AND {condition.format(**asked)}
+        FOR NO KEY UPDATE {"" if waits else "SKIP LOCKED"}"""
+
+
+def _log_written(steps: Mapping[str, str]) -> str:
+    source = f"FROM written w JOIN {_rows(steps, 's')} ON s.step_saga_id = w.id ORDER BY s.position"
+    return _LOG.format(**_columns(steps, "s"), source=source)
+
+
+def _some(types: Mapping[str, str], present: frozenset[str], prefix: str = "") -> dict[str, str]:
+    return {name: kind for name, kind in types.items() if prefix + name in present}
+
+
+def _columns(present: Mapping[str, str], alias: str = "i") -> dict[str, str]:
+    return _ABSENT | {name: f"{alias}.{name}" for name in present}
+
+
+def _with(parts: Mapping[str, str]) -> str:
     return "WITH " + ", ".join(f"{name} AS ({query})" for name, query in parts.items())
-
-
-def _absent(present: frozenset[str]) -> dict[str, str]:
-    """Return NULLs for what isn't there: the planner drops whatever depends on it."""
-    return {name: f"CAST(NULL AS {kind})" for name, kind in _TYPES.items() if name not in present}
-
-
-def _columns(present: frozenset[str]) -> dict[str, str]:
-    return {name: f"i.{name}" for name in (*(present & _TYPES.keys()), "changes")}
-
-
-def _wait(*, waits: bool) -> str:
-    return "" if waits else "SKIP LOCKED"

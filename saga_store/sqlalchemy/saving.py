@@ -5,7 +5,6 @@ again, with the same id, and of the two the one that comes second is refused. do
 argument, and every interleaving.
 """
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from saga_store.errors import (
 )
 from saga_store.sqlalchemy.binds import Parameters, Rows
 from saga_store.sqlalchemy.execution import Executor, Failure, Retry
+from saga_store.sqlalchemy.parameters import by_kind, of_all, of_kinds, of_one
 from saga_store.sqlalchemy.retries import Retries
 from saga_store.sqlalchemy.saves import save_many, save_one, tell
 from saga_store.sqlalchemy.statement import Statement
@@ -35,7 +35,6 @@ class _Sent:
     """A write that may have been written; ``is_open`` as long as another attempt may tell its outcome."""
 
     write: Write
-    write_id: int | None
     is_open: bool
     outcome: Outcome | None = None
 
@@ -45,9 +44,9 @@ class _Sent:
 
 @dataclass(slots=True)
 class _Resolved:
-    """Takes the place of the rows of a statement whose answer got lost."""
+    """Takes the place of the rows of a statement whose answer got lost; outcomes go by the integers of sagas' ids."""
 
-    outcomes: list[Outcome]
+    outcomes: dict[int, Outcome]
 
 
 class Saver:
@@ -79,11 +78,11 @@ class Saver:
 
     async def tell(self, writes: Sequence[Write], *, waits: bool = False) -> Sequence[Outcome | None]:
         """Likewise, but None only for a write whose row somebody has locked; or wait for the locks."""
-        ids = self._new_ids(writes)
+        writes = self._identified(writes)
         statement = tell(waits=waits)
-        answer = await self._settle(statement, _all(statement, writes, ids), writes, ids)
+        answer = await self._settle(statement, of_all(statement, writes), writes)
         if isinstance(answer, _Resolved):
-            return answer.outcomes
+            return [answer.outcomes[write.saga_id.int] for write in writes]
         judge = _outcome if waits else _outcome_unless_locked
         return [judge(write, row) for write, row in zip(writes, sorted(answer, key=itemgetter(0)), strict=True)]
 
@@ -94,53 +93,60 @@ class Saver:
             yield Saver(executor, resolves=self._resolves)
 
     async def _hurry(self, writes: Sequence[Write], *, waits: bool) -> Sequence[Outcome | None]:
-        ids = self._new_ids(writes)
+        writes = self._identified(writes)
         if len(writes) == 1:
-            parameters = _one(writes[0], ids[0])
+            hurrying = writes
+            parameters = of_one(*writes)
             statement = save_one(frozenset(parameters), waits=waits)
         else:
-            parameters = _many(writes, ids)
-            new = sum(write.creates for write in writes)
-            statement = save_many(frozenset(parameters), creates=new > 0, finds=new < len(writes))
-        answer = await self._settle(statement, parameters, writes, ids)
-        if isinstance(answer, _Resolved):
-            return answer.outcomes
-        versions = {saga_id.int: version for saga_id, version in answer}
-        return [versions.get(write.saga_id.int) for write in writes]
+            kinds = by_kind(writes)
+            hurrying = [write for kind in kinds for write in kind]
+            if not hurrying:
+                return [None] * len(writes)
+            parameters = of_kinds(*kinds)
+            statement = save_many(frozenset(parameters))
+        answer = await self._settle(statement, parameters, hurrying)
+        outcomes = (
+            answer.outcomes if isinstance(answer, _Resolved) else {saga_id.int: version for saga_id, version in answer}
+        )
+        return [outcomes.get(write.saga_id.int) for write in writes]
 
-    def _new_ids(self, writes: Sequence[Write]) -> list[int | None]:
-        return [new_write_id(write) for write in writes] if self._resolves else [None] * len(writes)
+    def _identified(self, writes: Sequence[Write]) -> Sequence[Write]:
+        """Give an id to each write that is written again if its answer gets lost."""
+        if not self._resolves:
+            return writes
+        return [
+            write if write.expected_version is None else write._replace(write_id=new_write_id(write))
+            for write in writes
+        ]
 
     async def _settle(
-        self, statement: Statement, parameters: Parameters, writes: Sequence[Write], ids: Sequence[int | None]
+        self, statement: Statement, parameters: Parameters, writes: Sequence[Write]
     ) -> "Rows | _Resolved":
         lost = UnknownOutcomeError(writes[0].saga_id)
         answer = await self._executor.settle(statement, parameters, if_lost=lost)
         if not isinstance(answer, Failure):
             return answer
         if answer.retry is Retry.IF_RECOGNISED and self._resolves:
-            return _Resolved(await self._resolve(writes, ids, lost))
+            return _Resolved(await self._resolve(writes, lost))
         raise answer.error from answer.error.__cause__
 
-    async def _resolve(
-        self, writes: Sequence[Write], ids: Sequence[int | None], lost: UnknownOutcomeError
-    ) -> list[Outcome]:
+    async def _resolve(self, writes: Sequence[Write], lost: UnknownOutcomeError) -> dict[int, Outcome]:
         """Return the true outcomes, and UnknownOutcomeError for what expects no version or wasn't clear in time."""
         retries = Retries(self._executor.retry_for)
-        sent = [
-            _Sent(write, write_id, is_open=write.expected_version is not None)
-            for write, write_id in zip(writes, ids, strict=True)
-        ]
+        sent = [_Sent(write, is_open=write.expected_version is not None) for write in writes]
         while (still_open := [one for one in sent if one.is_open]) and await retries.pause():
             await self._write_again(still_open)
-        return [_unknown(one.write, lost) if one.outcome is None else one.outcome for one in sent]
+        return {
+            one.write.saga_id.int: _unknown(one.write, lost) if one.outcome is None else one.outcome for one in sent
+        }
 
     async def _write_again(self, sent: Sequence[_Sent]) -> None:
         """Tell the outcomes that can be told by now."""
         writes = [one.write for one in sent]
         statement = tell(waits=False, again=True)  # it waits for nobody, lest one locked row hold up the others
-        parameters = _all(statement, writes, [one.write_id for one in sent])
-        rows = await self._executor.attempt(statement, parameters, if_lost=UnknownOutcomeError(writes[0].saga_id))
+        lost = UnknownOutcomeError(writes[0].saga_id)
+        rows = await self._executor.attempt(statement, of_all(statement, writes), if_lost=lost)
         if isinstance(rows, Failure):
             if len(sent) > 1 and rows.retry is Retry.NEVER:
                 # It may be for one write's sake, or for a saga that somebody is creating just now.
@@ -171,11 +177,11 @@ class Saver:
 
 def _judge(refused: _Sent, version: int, recent: Sequence[int]) -> None:
     write, expected = refused.write, cast("int", refused.write.expected_version)
-    if refused.write_id in recent:
+    if write.write_id in recent:
         refused.decide(leads_to(write))
     elif version <= expected:
         return  # the first attempt, if it is under way still, could yet succeed
-    elif refused.write_id is not None and not cannot_have_been_dropped(write, version, recent):
+    elif write.write_id is not None and not cannot_have_been_dropped(write, version, recent):
         refused.decide(None)  # no attempt will ever tell
     elif write.creates:
         refused.decide(SagaAlreadyExistsError(write.saga_id))
@@ -187,75 +193,6 @@ def _unknown(write: Write, lost: UnknownOutcomeError) -> UnknownOutcomeError:
     own = UnknownOutcomeError(write.saga_id)
     own.__cause__ = lost.__cause__
     return own
-
-
-def _one(write: Write, write_id: int | None) -> dict[str, object]:
-    """Return the parameters that a write has."""
-    lease = write.lease
-    asked = {
-        "saga_id": write.saga_id,
-        "name": write.name,
-        "status": write.status and write.status.value,
-        "context": write.context,
-        "attempts": write.recovery_attempts,
-        "expected": write.expected_version,
-        "lease_owner": lease and lease.owner,
-        "lease_seconds": lease and lease.seconds,
-        "releases": lease and lease.releases,
-        "write_id": write_id,
-    }
-    parameters: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
-    if write.steps:
-        parameters |= _of_steps((write,))
-    return parameters
-
-
-def _many(writes: Sequence[Write], ids: Sequence[int | None]) -> dict[str, object]:
-    """Return the parameters that writes to different sagas have, as arrays.
-
-    Those that often come and go are there together: of each set of them a connection keeps a statement.
-    """
-    saga_ids, names, statuses, contexts, steps, _, attempts, expected, leases = zip(*writes, strict=True)
-    parameters: dict[str, object] = {"saga_id": list(saga_ids), "name": _unless_empty(names)}
-    if any(statuses) or any(contexts):
-        parameters["status"] = _unless_empty([status and status.value for status in statuses])
-        parameters["context"] = _unless_empty(contexts)
-    if _unless_empty(expected):
-        parameters |= {"expected": list(expected), "write_id": _unless_empty(ids)}
-    if _unless_empty(attempts):
-        parameters["attempts"] = list(attempts)
-    if any(leases):
-        parameters |= {
-            "lease_owner": _unless_empty([lease and lease.owner for lease in leases]),
-            "lease_seconds": _unless_empty([lease and lease.seconds for lease in leases]),
-            "releases": _unless_empty([lease and lease.releases for lease in leases]),
-        }
-    if any(steps):
-        parameters |= _of_steps(writes)
-    return parameters
-
-
-def _all(statement: Statement, writes: Sequence[Write], ids: Sequence[int | None]) -> dict[str, object]:
-    """Return all of the statement's parameters, whether the writes have them or not."""
-    return dict.fromkeys(statement.names) | _many(writes, ids)
-
-
-def _of_steps(writes: Sequence[Write]) -> dict[str, object]:
-    steps = [step for write in writes for step in write.steps]
-    now = time.monotonic()
-    return {
-        "step_saga_id": [write.saga_id for write in writes for _ in write.steps],
-        "step_name": [step.step_name for step in steps],
-        "step_action": [step.action for step in steps],
-        "step_status": [step.status.value for step in steps],
-        "step_details": _unless_empty([step.details for step in steps]),
-        "step_age": _unless_empty([age or None for write in writes for age in write.ages(now)]),
-    }
-
-
-def _unless_empty(column: Sequence[Any]) -> list[Any] | None:
-    """Return None for nothing but None: unnest() makes the same of it, and drivers look at each element of an array."""
-    return None if column.count(None) == len(column) else list(column)
 
 
 def _outcome(write: Write, row: Sequence[Any]) -> Outcome:

@@ -1,0 +1,125 @@
+"""Writes as the parameters of the statements in saves.py; no I/O.
+
+It is run for every batch of a crowd, so it goes through the writes as few times as it can.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from saga_store.sqlalchemy.saves import APPEND, NEW, UPDATE
+from saga_store.sqlalchemy.statement import Statement
+from saga_store.write import Write
+
+
+def of_one(write: Write) -> dict[str, object]:
+    """Return what a write asks for."""
+    lease = write.lease
+    asked = {
+        "saga_id": write.saga_id,
+        "name": write.name,
+        "status": write.status and write.status.value,
+        "context": write.context,
+        "attempts": write.recovery_attempts,
+        "expected": write.expected_version,
+        "lease_owner": lease and lease.owner,
+        "lease_seconds": lease and lease.seconds,
+        "releases": lease and lease.releases,
+        "write_id": write.write_id,
+    }
+    parameters: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
+    if write.steps:
+        parameters |= _steps((write,))
+    return parameters
+
+
+def by_kind(writes: Sequence[Write]) -> tuple[list[Write], list[Write], list[Write]]:
+    """Return those that create sagas, those that update some, and those that only append an entry.
+
+    What appends several entries and does nothing else is rare, and of no kind.
+    """
+    new: list[Write] = []
+    updates: list[Write] = []
+    appends: list[Write] = []
+    for write in writes:
+        if write.name is not None:
+            new.append(write)
+        elif write.updates_row:
+            updates.append(write)
+        elif len(write.steps) == 1:
+            appends.append(write)
+    # Whoever creates a saga waits for others who create it: in an order that all keep to, lest they wait in a circle.
+    new.sort(key=lambda write: write.saga_id.int)
+    return new, updates, appends
+
+
+def of_kinds(new: Sequence[Write], updates: Sequence[Write], appends: Sequence[Write]) -> dict[str, object]:
+    """Return what writes of each kind ask for, in arrays."""
+    parameters: dict[str, object] = {}
+    if new:
+        parameters |= {NEW + name: column for name, column in _columns(new).items()}
+    if updates:
+        parameters |= {UPDATE + name: column for name, column in _columns(updates).items()}
+    with_steps = [write for kind in (new, updates) for write in kind if write.steps]
+    if with_steps:
+        parameters |= _steps(with_steps)
+    if appends:
+        parameters |= {APPEND + name: column for name, column in _steps(appends).items()}
+        if expected := _unless_empty([write.expected_version for write in appends]):
+            parameters[f"{APPEND}expected"] = expected
+    return parameters
+
+
+def of_all(statement: Statement, writes: Sequence[Write]) -> dict[str, object]:
+    """Return all of the statement's parameters, in arrays, whether the writes ask for them or not."""
+    return dict.fromkeys(statement.names) | _columns(writes) | _steps(writes)
+
+
+def _columns(writes: Sequence[Write]) -> dict[str, object]:
+    """Return an array for each thing that the writes ask for, but for entries.
+
+    Things that often come and go are there together: a connection keeps a statement for each set of them.
+    """
+    saga_ids, names, statuses, contexts, _, _, attempts, expected, leases, write_ids = zip(*writes, strict=True)
+    columns: dict[str, object] = {"saga_id": list(saga_ids)}
+    if any(names):
+        columns["name"] = list(names)
+    if any(statuses) or any(contexts):
+        columns |= {"status": _words(statuses), "context": list(contexts)}
+    if any(write_ids) or _unless_empty(expected):
+        columns |= {"expected": list(expected), "write_id": _unless_empty(write_ids)}
+    if _unless_empty(attempts):
+        columns["attempts"] = list(attempts)
+    if any(leases):
+        columns |= {
+            "lease_owner": _unless_empty([lease and lease.owner for lease in leases]),
+            "lease_seconds": _unless_empty([lease and lease.seconds for lease in leases]),
+            "releases": _unless_empty([lease and lease.releases for lease in leases]),
+        }
+    return columns
+
+
+def _steps(writes: Sequence[Write]) -> dict[str, object]:
+    steps = [step for write in writes for step in write.steps]
+    ages = None
+    if any(write.logged_at for write in writes):
+        now = time.monotonic()
+        ages = _unless_empty([age or None for write in writes for age in write.ages(now)])
+    return {
+        "step_saga_id": [write.saga_id for write in writes for _ in write.steps],
+        "step_name": [step.step_name for step in steps],
+        "step_action": _words([step.action for step in steps]),
+        "step_status": _words([step.status for step in steps]),
+        "step_details": _unless_empty([step.details for step in steps]),
+        "step_age": ages,
+    }
+
+
+def _words(column: Sequence[str | None]) -> str:
+    """Return words that need no quotes as the text of an array."""
+    return f"{{{','.join([word or 'NULL' for word in column])}}}"
+
+
+def _unless_empty(column: Sequence[Any]) -> list[Any] | None:
+    """Return None for nothing but None: unnest() makes the same of it."""
+    return None if column.count(None) == len(column) else list(column)
