@@ -23,7 +23,7 @@ What they have in common:
   so it fails soon, with 55P03.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cache
 
 from saga_store.sqlalchemy.statement import Statement
@@ -73,10 +73,12 @@ _FULL_UP = (
     f"COALESCE(cardinality(recent_writes) >= {KEPT_OF_ONE_VERSION}"
     f" AND recent_writes[1] >> {RANDOM_BITS} = version & {VERSION_MASK}, FALSE)"
 )
-_ACCEPTED = (
-    f"({{expected}} IS NULL OR {{expected}} = version) AND NOT {_RECORDED}"
-    " AND NOT COALESCE({lease_owner} <> lease_owner AND lease_expires_at > statement_timestamp(), FALSE)"
-)
+# What a write has to fulfil, by what it asks for.
+_CONDITIONS = {
+    "expected": "({expected} IS NULL OR {expected} = version)",
+    "write_id": f"NOT {_RECORDED}",
+    "lease_owner": "NOT COALESCE({lease_owner} <> lease_owner AND lease_expires_at > statement_timestamp(), FALSE)",
+}
 # In force as soon as it is called, until the end of the statement.
 _PATIENCE = "(SELECT set_config('lock_timeout', '100ms', TRUE)) AS patience"
 
@@ -167,7 +169,7 @@ def save_one(present: frozenset[str], *, waits: bool) -> Statement:
         written = _CREATE.format(**asked, source="" if waits else f"FROM {_PATIENCE}")
     else:
         found = f"""
-            FROM saga_executions WHERE id = :saga_id AND {_ACCEPTED.format(**asked)}
+            FROM saga_executions WHERE id = :saga_id AND {_accepted(present).format(**asked)}
             FOR NO KEY UPDATE {"" if waits else "SKIP LOCKED"}"""
         if present & _UPDATING:
             written = _UPDATE.format(**asked, source=f"WHERE e.id = (SELECT id {found})")
@@ -198,7 +200,7 @@ def save_many(present: frozenset[str]) -> Statement:
         # not turn into a sequential scan when it is full.
         locked = f"""
             SELECT i.*, {changes} AS changes
-            FROM {_rows(updates, "i", UPDATE)} CROSS JOIN LATERAL ({_lock("i.saga_id", _ACCEPTED, asked)}) l
+            FROM {_rows(updates, "i", UPDATE)} CROSS JOIN LATERAL ({_lock("i.saga_id", updates, asked)}) l
             WHERE l.id = i.saga_id"""
         source = f"FROM ({locked}) i WHERE e.id = i.saga_id"
         parts["updated"] = _UPDATE.format(**asked, changes="i.changes", source=source)
@@ -210,7 +212,7 @@ def save_many(present: frozenset[str]) -> Statement:
         asked = _columns(appends, "s")
         parts["appended"] = f"""
             SELECT s.*, l.version
-            FROM {_rows(appends, "s", APPEND)} CROSS JOIN LATERAL ({_lock("s.step_saga_id", _ACCEPTED, asked)}) l"""
+            FROM {_rows(appends, "s", APPEND)} CROSS JOIN LATERAL ({_lock("s.step_saga_id", appends, asked)}) l"""
         parts["logged_alone"] = _LOG.format(**asked, source="FROM appended s")
         written.append("SELECT step_saga_id, version FROM appended")
     return Statement(f"{_with(parts)} {' UNION ALL '.join(written)}")
@@ -224,7 +226,7 @@ def tell(*, waits: bool, again: bool = False) -> Statement:
     is at, and if that is NULL too, `is_there` tells a saga that somebody has locked from one that is missing.
     """
     asked = _columns(_TYPES)
-    accepted = _ACCEPTED
+    accepted = _accepted(_TYPES)
     if again:
         accepted += f" AND NOT ({{write_id}} IS NOT NULL AND NOT i.changes AND {_FULL_UP})"
     answers = f""",
@@ -239,7 +241,7 @@ def tell(*, waits: bool, again: bool = False) -> Statement:
         "locked": f"""
             SELECT i.*, e.*, {_UPDATES.format(**asked, changes="i.changes")} AS updates
             FROM input i
-            CROSS JOIN LATERAL ({_lock("i.saga_id", "TRUE", asked, answers, waits=waits)}) e
+            CROSS JOIN LATERAL ({_lock("i.saga_id", (), asked, answers, waits=waits)}) e
             WHERE i.name IS NULL""",
         "updated": _UPDATE.format(**asked, changes="i.changes", source=changed),
         "written": """
@@ -258,11 +260,17 @@ LEFT JOIN locked l ON l.id = i.saga_id
 """)
 
 
-def _lock(saga_id: str, condition: str, asked: Mapping[str, str], answers: str = "", *, waits: bool = False) -> str:
+def _accepted(present: Container[str]) -> str:
+    return " AND ".join(condition for name, condition in _CONDITIONS.items() if name in present) or "TRUE"
+
+
+def _lock(
+    saga_id: str, present: Container[str], asked: Mapping[str, str], answers: str = "", *, waits: bool = False
+) -> str:
     """Return a query for LATERAL, which makes it one index probe a saga."""
     return f"""
         SELECT id, version {answers.format(**asked)}
-        FROM saga_executions WHERE id = {saga_id} AND {condition.format(**asked)}
+        FROM saga_executions WHERE id = {saga_id} AND {_accepted(present).format(**asked)}
         FOR NO KEY UPDATE {"" if waits else "SKIP LOCKED"}"""
 
 
