@@ -26,7 +26,8 @@ _FIRST_UNREADABLE_INT = 10**4300  # Python's own limit for reading an integer ba
 # Two characters to Python, which JSON would give back as one.
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
-_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+# Contexts that contain themselves are refused before: they are too deep.
+_ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
 _ACTIONS = frozenset(get_args(StepAction))
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _ESCAPED_SURROGATE = r"\ud"  # also of a character beyond the BMP, which is fine
