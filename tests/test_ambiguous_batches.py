@@ -53,7 +53,7 @@ class TestMixedBatch:
     async def test_each_write_gets_its_own_outcome(self, database: Database, driver: str, cut: Cut) -> None:
         """Those with a version the true one, those without none; nothing is written twice."""
         async with Scene.on(database, driver, retry_for=PATIENT) as scene:
-            changed, logged, stale, plain, created = *await sagas(scene, 4), uuid4()
+            changed, logged, stale, plain, apart, created = *await sagas(scene, 5), uuid4()
             await scene.other.update_status(stale, SagaStatus.RUNNING)
             save = scene.storage.save
             tasks = await lose_batch(
@@ -64,13 +64,15 @@ class TestMixedBatch:
                 save(Checkpoint(stale, steps=[step("a")], expected_version=1)),
                 save(Checkpoint(plain, steps=[step("a")])),
                 scene.storage.create_saga(created, "order", {}),
+                save(Checkpoint(apart, steps=[step("a"), step("b")])),
             )
             scene.proxy.gate.set()
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
 
             assert outcomes[:2] == [2, 1]
             assert isinstance(outcomes[2], SagaConcurrencyError)
-            for saga_id, outcome in zip((plain, created), outcomes[3:], strict=True):
+            assert outcomes[5] == 1  # it goes in the next statement, of which nothing was lost
+            for saga_id, outcome in zip((plain, created), outcomes[3:5], strict=True):
                 assert isinstance(outcome, UnknownOutcomeError)
                 assert outcome.saga_id == saga_id
                 assert outcome.__cause__ is not None
@@ -78,6 +80,7 @@ class TestMixedBatch:
             assert [entry.step_name for entry in await history(changed)] == ["a", "b"]
             assert [entry.step_name for entry in await history(logged)] == ["a"]
             assert await history(stale) == []
+            assert [entry.step_name for entry in await history(apart)] == ["a", "b"]
             assert len(await history(plain)) == (cut is Cut.BEFORE_ANSWER)
 
     async def test_what_has_no_version_is_not_written_again(self, database: Database, driver: str) -> None:
