@@ -10,6 +10,8 @@ READY := $(VENV)/.ready
 # An environment of its own: the peers bring many libraries along.
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
+# As many processes as there are cores, up to four; each has a PostgreSQL of its own.
+PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=4
 # What else to hand to pytest, such as ARGS="-k recovery".
 ARGS ?=
 
@@ -64,10 +66,10 @@ check: $(READY) ## check format, lint and types
 	$(BIN)/mypy
 
 test: $(READY) ## run the tests on a real PostgreSQL, in random order, and report branch coverage
-	$(BIN)/pytest --cov --cov-report=term:skip-covered $(ARGS)
+	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
 
 pgbouncer: $(READY) ## run the contract through PgBouncer, over all binds and drivers; needs the program pgbouncer
-	SAGA_STORE_TEST_PGBOUNCER=complete $(BIN)/pytest tests/test_pgbouncer.py $(ARGS)
+	SAGA_STORE_TEST_PGBOUNCER=complete $(PYTEST) tests/test_pgbouncer.py $(ARGS)
 
 limits: $(READY) ## run the tests of limits at full size: contexts of 50 MB, histories of 100,000 entries
 	SAGA_STORE_TEST_LIMITS=complete $(BIN)/pytest tests/test_limits.py $(ARGS)

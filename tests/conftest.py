@@ -1,4 +1,4 @@
-"""One real PostgreSQL per run, one database per test; SAGA_STORE_TEST_PG chooses the server."""
+"""One real PostgreSQL per process, one database per test; SAGA_STORE_TEST_PG chooses the server."""
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator

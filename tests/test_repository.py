@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
@@ -361,14 +362,15 @@ class TestUnavailable:
                 await SqlAlchemySagaStorage(session).create_saga(uuid4(), "order", {})
 
     async def test_a_role_without_rights(self, engine: AsyncEngine, admin: psycopg.Connection) -> None:
-        admin.execute("CREATE ROLE saga_store_stranger")
+        stranger = f"saga_store_stranger_{uuid4().hex}"
+        admin.execute(SQL("CREATE ROLE {}").format(Identifier(stranger)))
         try:
             async with engine.connect() as connection:
-                await connection.execute(text("SET ROLE saga_store_stranger"))
+                await connection.execute(text(f"SET ROLE {stranger}"))
                 with pytest.raises(StorageUnavailableError, match="permission denied for table saga_executions"):
                     await SqlAlchemySagaStorage(connection).create_saga(uuid4(), "order", {})
         finally:
-            admin.execute("DROP ROLE saga_store_stranger")
+            admin.execute(SQL("DROP ROLE {}").format(Identifier(stranger)))
 
 
 class TestLostConnection:
