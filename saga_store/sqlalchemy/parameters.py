@@ -101,18 +101,17 @@ def _columns(writes: Sequence[Write]) -> dict[str, object]:
 
 def _steps(writes: Sequence[Write]) -> dict[str, object]:
     steps = [step for write in writes for step in write.steps]
-    ages = None
-    if any(write.logged_at for write in writes):
-        now = time.monotonic()
-        ages = _unless_empty([age or None for write in writes for age in write.ages(now)])
-    return {
+    columns: dict[str, object] = {
         "step_saga_id": [write.saga_id for write in writes for _ in write.steps],
         "step_name": [step.step_name for step in steps],
         "step_action": _words([step.action for step in steps]),
         "step_status": _words([step.status for step in steps]),
         "step_details": _unless_empty([step.details for step in steps]),
-        "step_age": ages,
     }
+    if any(write.logged_at for write in writes):
+        now = time.monotonic()
+        columns["step_age"] = [age for write in writes for age in write.ages(now)]
+    return columns
 
 
 def _words(column: Sequence[str | None]) -> str:

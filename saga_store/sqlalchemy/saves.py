@@ -55,13 +55,13 @@ _STEP_TYPES = {
     "step_age": "double precision",
 }
 # Where there are many writes, an entry says whose it is.
-_STEPS_TYPES = {"step_saga_id": "uuid", **_STEP_TYPES}
+_STEP_TYPES_OF_MANY = {"step_saga_id": "uuid", **_STEP_TYPES}
 # The names of parameters for many writes begin by what those do: create a saga, update one, or append a single entry.
 # Entries of the first two kinds have no prefix.
 NEW, UPDATE, APPEND = "new_", "update_", "append_"
 
 # Arrays of words that need no quotes travel as one text each: drivers take their time over each element of an array.
-WORDS = {"status", "step_action", "step_status"}
+_WORDS = {"status", "step_action", "step_status"}
 
 _CHANGES = (
     "({status} IS NOT NULL OR {context} IS NOT NULL OR {attempts} IS NOT NULL OR {lease_owner} IS NOT NULL"
@@ -139,7 +139,7 @@ def _rows(types: Mapping[str, str], alias: str, prefix: str = "") -> str:
     than executing.
     """
     arrays = ", ".join(
-        f"{_parameter(prefix + name, f'{kind}[]', 'text' if name in WORDS else None)} AS {name}"
+        f"{_parameter(prefix + name, f'{kind}[]', 'text' if name in _WORDS else None)} AS {name}"
         for name, kind in types.items()
     )
     names = ", ".join(types)
@@ -175,10 +175,11 @@ def save_one(present: frozenset[str], *, waits: bool) -> Statement:
             written = _UPDATE.format(**asked, source=f"WHERE e.id = (SELECT id {found})")
         else:
             written = f"SELECT id, version {found}"
-    if "step_name" not in present:
+    steps = _some(_STEP_TYPES, present)
+    if not steps:
         return Statement(written)
-    source = f"FROM written w CROSS JOIN {_rows(_STEP_TYPES, 's')} ORDER BY s.position"
-    logged = _LOG.format(**_columns(_STEP_TYPES, "s"), step_saga_id="w.id", source=source)
+    source = f"FROM written w CROSS JOIN {_rows(steps, 's')} ORDER BY s.position"
+    logged = _LOG.format(**_columns(steps, "s"), step_saga_id="w.id", source=source)
     return Statement(f"WITH written AS ({written}), logged AS ({logged}) {_WRITTEN}")
 
 
@@ -186,7 +187,10 @@ def save_one(present: frozenset[str], *, waits: bool) -> Statement:
 def save_many(present: frozenset[str]) -> Statement:
     """Return a statement that hurries, for writes to different sagas with these parameters, and waits for nobody."""
     new, updates = _some(_TYPES, present, NEW), _some(_TYPES, present, UPDATE)
-    steps, appends = _some(_STEPS_TYPES, present), _some({"expected": "bigint", **_STEPS_TYPES}, present, APPEND)
+    steps, appends = (
+        _some(_STEP_TYPES_OF_MANY, present),
+        _some({"expected": "bigint", **_STEP_TYPES_OF_MANY}, present, APPEND),
+    )
     parts, written = {}, []
     if new:
         source = f"FROM {_rows(new, 'i', NEW)} CROSS JOIN {_PATIENCE}"
@@ -247,7 +251,7 @@ def tell(*, waits: bool, again: bool = False) -> Statement:
         "written": """
             SELECT id, version FROM created UNION ALL SELECT id, version FROM updated
             UNION ALL SELECT id, version FROM locked i WHERE i.accepted AND NOT i.updates""",
-        "logged": _log_written(_STEPS_TYPES),
+        "logged": _log_written(_STEP_TYPES_OF_MANY),
     }
     return Statement(f"""{_with(parts)}
 SELECT i.position,
