@@ -102,8 +102,8 @@ class Batches:
     async def _flush_all(self, saver: "_Saver") -> None:
         while self._queue:
             share = len(self._queue)
-            if not self._in_flight and share >= 2 * LEAST_SHARED:
-                share = (share + 1) // 2
+            if share + self._in_flight >= 2 * LEAST_SHARED:
+                share = (share + self._in_flight + 1) // 2
             share = min(share, MAX_BATCH_ROWS)
             batch, self._queue = self._queue[:share], self._queue[share:]
             self._in_flight += share

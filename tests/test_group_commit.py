@@ -16,6 +16,7 @@ one is cancelled while queued                its write is never sent
 two writes of one saga are queued            they go in two statements, in the order of the calls
 a create and an update at once               likewise, so the update finds the saga
 a crowd is queued, nothing in flight         it goes in two statements, which then alternate
+more is queued than is in flight             a statement takes half of both together
 a few are queued, a crowd is in flight       they wait for it: a statement for them alone isn't worth its price
 a write of a saga in flight, two flushes     it waits for its own saga's flush, whatever the other one does
 one of two flushes fails                     the other's callers don't notice
@@ -246,6 +247,21 @@ class TestQueue:
         assert not any(call.done() for call in crowd[20:] + again)
         statements.gate.set()
         await asyncio.gather(*crowd, *again)
+
+    async def test_the_two_statements_get_equal_shares(self, statements: Statements) -> None:
+        """One that took all that is queued could leave the other with next to nothing, and they would take turns."""
+        crowd = await statements.in_two_halves()
+        more = [statements.call() for _ in range(40)]
+        await settle()
+
+        statements.release()
+        await settle()
+        assert statements.sizes() == [20, 20, 30]  # half of those in flight and queued
+        statements.release()
+        await settle()
+        assert statements.sizes() == [20, 20, 30, 10]
+        statements.gate.set()
+        await asyncio.gather(*crowd, *more)
 
     async def test_a_few_wait_for_a_crowd_in_flight(self, statements: Statements) -> None:
         """A second statement is begun for a crowd only, and for no less than half of what is in flight."""

@@ -193,8 +193,9 @@ class _Queue:
         batch: list[_Entry] = []
         rows = size = 0
         share = len(self._ready)
-        if not self._in_flight and share >= 2 * LEAST_SHARED:
-            share = (share + 1) // 2  # the other half goes in a flush of its own, and the two alternate from now on
+        if share + self._in_flight >= 2 * LEAST_SHARED:
+            # As many for the other flush, so that they alternate: one that had most of them would keep the client idle.
+            share = (share + self._in_flight + 1) // 2
         while self._ready and rows < MAX_BATCH_ROWS and len(batch) < share:
             entry = self._ready[0]
             if entry.answer.done():  # its caller took it back
