@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 from benchmarks import ours
 from benchmarks.beds import MIGRATED, Bed, make_beds
@@ -19,9 +18,10 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 # The crowds that update contexts, and how often each context is updated at most.
 HOT_CROWDS = (1, 64)
 HOT_UPDATES = 10
-# So often PostgreSQL plans a prepared statement anew, on each connection, before it keeps a plan; once more, then.
-WARM_UP = 6
+# PostgreSQL plans a prepared statement anew five times, on each connection, before it keeps a plan; and of a crowd the
+# statements differ by what is written together, so that the last of them come late.
 WARM_UP_SECONDS = 0.5
+WARM_UP_CROWD = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Session:
 
         async def turn() -> tuple[int, Measurement]:
             async with row.open(bed.url, CONNECTIONS) as run_saga:
-                some = islice(tickets_for(WARM_UP_SECONDS), WARM_UP * _warm(crowd))
+                some = tickets_for(WARM_UP_SECONDS)
                 warmed_up = await run_crowd(run_saga, Clock(), at_a_time=_warm(crowd), tickets=some)
                 return warmed_up, await measure(run_saga, at_a_time=crowd, seconds=self._plan.seconds)
 
@@ -161,7 +161,7 @@ class Session:
 
 def _warm(crowd: int) -> int:
     """Return how many warm up: connections are opened, statements prepared and plans cached when they have."""
-    return min(crowd, CONNECTIONS)
+    return min(crowd, WARM_UP_CROWD)
 
 
 def _some(number: int) -> Iterator[int]:
