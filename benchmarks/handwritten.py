@@ -148,7 +148,12 @@ class _Saver:
 def _values_of_one(write: _Write) -> dict[str, Any]:
     values = {"saga_id": write.saga_id, "name": write.name, "status": write.status, "context": write.context}
     present = {name: value for name, value in values.items() if value is not None}
-    return present | _steps([write]) if write.steps else present
+    if len(write.steps) == 1:
+        [(name, status)] = write.steps
+        present |= {f"{APPEND}step_name": name, f"{APPEND}step_action": "act", f"{APPEND}step_status": status}
+    elif write.steps:
+        present |= _steps([write])
+    return present
 
 
 def _values_of_many(batch: list[_Write]) -> dict[str, Any]:

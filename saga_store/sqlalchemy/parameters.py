@@ -28,9 +28,24 @@ def of_one(write: Write) -> dict[str, object]:
         "write_id": write.write_id,
     }
     parameters: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
-    if write.steps:
+    if len(write.steps) == 1:
+        parameters |= {APPEND + name: value for name, value in _step(write).items()}
+    elif write.steps:
         parameters |= _steps((write,))
     return parameters
+
+
+def _step(write: Write) -> dict[str, object]:
+    [step] = write.steps
+    values: dict[str, object] = {
+        "step_name": step.step_name,
+        "step_action": step.action,
+        "step_status": step.status.value,
+        "step_details": step.details,
+    }
+    if write.logged_at:
+        [values["step_age"]] = write.ages(time.monotonic())
+    return values
 
 
 def by_kind(writes: Sequence[Write]) -> tuple[list[Write], list[Write], list[Write]]:

@@ -46,7 +46,7 @@ _TYPES = {
 _UPDATING = {"status", "context", "attempts", "lease_owner", "lease_seconds", "releases", "write_id"}
 # The ones of them that may come without anything that raises the version.
 _QUIET = {"lease_seconds", "write_id"}
-# An entry of a history; these are always arrays.
+# An entry of a history.
 _STEP_TYPES = {
     "step_name": "text",
     "step_action": "text",
@@ -57,7 +57,7 @@ _STEP_TYPES = {
 # Where there are many writes, an entry says whose it is.
 _STEP_TYPES_OF_MANY = {"step_saga_id": "uuid", **_STEP_TYPES}
 # The names of parameters for many writes begin by what those do: create a saga, update one, or append a single entry.
-# Entries of the first two kinds have no prefix.
+# Entries of the first two kinds have no prefix. The single entry of a single write goes by the last one, too.
 NEW, UPDATE, APPEND = "new_", "update_", "append_"
 
 # Arrays of words that need no quotes travel as one text each: drivers take their time over each element of an array.
@@ -157,7 +157,6 @@ _LOG = """
         statement_timestamp() - make_interval(secs => COALESCE({step_age}, 0))
     {source}
 """
-_WRITTEN = "SELECT id, version FROM written"
 
 
 @cache
@@ -175,12 +174,16 @@ def save_one(present: frozenset[str], *, waits: bool) -> Statement:
             written = _UPDATE.format(**asked, source=f"WHERE e.id = (SELECT id {found})")
         else:
             written = f"SELECT id, version {found}"
-    steps = _some(_STEP_TYPES, present)
-    if not steps:
+    step, steps = _some(_STEP_TYPES, present, APPEND), _some(_STEP_TYPES, present)
+    if step:
+        entry = _ABSENT | {name: _parameter(APPEND + name, kind) for name, kind in step.items()}
+        logged = _LOG.format(**entry, step_saga_id="w.id", source="FROM written w")
+    elif steps:
+        source = f"FROM written w CROSS JOIN {_rows(steps, 's')} ORDER BY s.position"
+        logged = _LOG.format(**_columns(steps, "s"), step_saga_id="w.id", source=source)
+    else:
         return Statement(written)
-    source = f"FROM written w CROSS JOIN {_rows(steps, 's')} ORDER BY s.position"
-    logged = _LOG.format(**_columns(steps, "s"), step_saga_id="w.id", source=source)
-    return Statement(f"WITH written AS ({written}), logged AS ({logged}) {_WRITTEN}")
+    return Statement(f"WITH written AS ({written}), logged AS ({logged}) SELECT id, version FROM written")
 
 
 @cache
