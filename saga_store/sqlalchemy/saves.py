@@ -29,7 +29,7 @@ from functools import cache
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.write_ids import KEPT, KEPT_OF_ONE_VERSION, RANDOM_BITS, VERSION_MASK
 
-# What a write may ask for: for a single one these are parameters, for several columns from parameters that are arrays.
+# What a write may ask for: parameters of a single one, and of several columns, made of parameters that are arrays.
 _TYPES = {
     "saga_id": "uuid",
     "name": "text",
@@ -190,10 +190,8 @@ def save_one(present: frozenset[str], *, waits: bool) -> Statement:
 def save_many(present: frozenset[str]) -> Statement:
     """Return a statement that hurries, for writes to different sagas with these parameters, and waits for nobody."""
     new, updates = _some(_TYPES, present, NEW), _some(_TYPES, present, UPDATE)
-    steps, appends = (
-        _some(_STEP_TYPES_OF_MANY, present),
-        _some({"expected": "bigint", **_STEP_TYPES_OF_MANY}, present, APPEND),
-    )
+    steps = _some(_STEP_TYPES_OF_MANY, present)
+    appends = _some({"expected": "bigint", **_STEP_TYPES_OF_MANY}, present, APPEND)
     parts, written = {}, []
     if new:
         source = f"FROM {_rows(new, 'i', NEW)} CROSS JOIN {_PATIENCE}"
