@@ -135,9 +135,12 @@ class _Saver:
 
     async def save(self, batch: list[_Write]) -> set[int]:
         """Return the integers of the ids of the sagas that were written."""
-        values = _values_of_one(*batch) if len(batch) == 1 else _values_of_many(batch)
-        present = frozenset(values)
-        statement = save_one(present, waits=False) if len(batch) == 1 else save_many(present)
+        if len(batch) == 1:
+            values = _values_of_one(*batch)
+            statement = save_one(frozenset(values), waits=False)
+        else:
+            values = _values_of_many(batch)
+            statement = save_many(frozenset(values))
         prepared = self._prepared.get(statement.numbered)
         if prepared is None:
             prepared = self._prepared[statement.numbered] = await self._connection.prepare(statement.numbered)

@@ -117,8 +117,8 @@ def checked(checkpoint: Checkpoint) -> Write:
         recovery_attempts=None if attempts is None else valid_count("recovery_attempts", attempts),
         expected_version=valid_version(checkpoint.expected_version),
     )
-    if write.expected_version is not None and write.creates:
+    if write.creates and write.expected_version is not None:
         raise InvalidSagaDataError("expected_version", "must be None for a new saga, which has no version yet")
-    if not (write.steps or write.creates or write.changes_row):
+    if not (write.creates or write.changes_row or write.steps):
         raise InvalidSagaDataError("checkpoint", "writes nothing; give it a name, a status, a context or steps")
     return write

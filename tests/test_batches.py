@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,17 +12,12 @@ from saga_store import Checkpoint, LogStep, SagaStatus, SagaStepStatus
 from saga_store.memory import MemorySagaStorage
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
-from tests.scene import NEVER, PATIENT
+from tests.scene import NEVER, PATIENT, step
 
-DONE = SagaStepStatus.COMPLETED
 FAILED = LogStep('"b", {c}', "compensate", SagaStepStatus.FAILED, "NULL")
 
 
-def step(name: str) -> LogStep:
-    return LogStep(name, "act", DONE)
-
-
-def checkpoints(ids: list[UUID]) -> list[Checkpoint]:
+def checkpoints() -> list[Checkpoint]:
     """Return one for each saga: good ones of every kind, and of each kind one that is refused. Sagas are at 1."""
     made = [
         {"name": "order", "context": {"n": 1}},
@@ -44,7 +39,7 @@ def checkpoints(ids: list[UUID]) -> list[Checkpoint]:
         {"steps": [step("refused: it isn't there")]},
         {"steps": [step("refused"), step("it isn't there")]},
     ]
-    return [Checkpoint(saga_id, **parts) for saga_id, parts in zip(ids, made, strict=True)]  # type: ignore[arg-type]
+    return [Checkpoint(uuid4(), **parts) for parts in made]  # type: ignore[arg-type]
 
 
 def is_there(checkpoint: Checkpoint) -> bool:
@@ -62,9 +57,8 @@ async def outcomes(storage: SagaStorage, batch: list[Checkpoint]) -> list[object
     came = await asyncio.gather(*others, *map(storage.save, batch), return_exceptions=True)
     found: list[object] = []
     for checkpoint, outcome in zip(batch, came[len(others) :], strict=True):
-        saga = await asyncio.gather(storage.get_saga(checkpoint.saga_id), return_exceptions=True)
-        history = await asyncio.gather(storage.get_step_history(checkpoint.saga_id), return_exceptions=True)
-        found.append((told(outcome), *map(told, saga), *map(told, history)))
+        reads = storage.get_saga(checkpoint.saga_id), storage.get_step_history(checkpoint.saga_id)
+        found.append(tuple(map(told, (outcome, *await asyncio.gather(*reads, return_exceptions=True)))))
     return found
 
 
@@ -82,8 +76,7 @@ def told(what: object) -> object:
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("retry_for", [NEVER, PATIENT], ids=["resolves nothing", "resolves"])
 async def test_every_kind_at_once(make_engine: Callable[..., AsyncEngine], driver: str, retry_for: timedelta) -> None:
-    ids = [uuid4() for _ in range(18)]
-    batch = checkpoints(ids)
+    batch = checkpoints()
     assert sum(map(is_there, batch)) == 13
 
     got = await outcomes(SqlAlchemySagaStorage(make_engine(driver), retry_for=retry_for), batch)

@@ -126,8 +126,7 @@ class _Queue:
             return self._flush_alone(entry)
         else:
             self._ready.append(entry)
-            if len(self._flushers) < MAX_FLUSHES:
-                self._flush_what_is_ready()
+            self._flush_what_is_ready()
         return entry.answer
 
     async def _flush_alone(self, entry: _Entry) -> Outcome:

@@ -100,11 +100,11 @@ def _columns(writes: Sequence[Write]) -> dict[str, object]:
     if any(names):
         columns["name"] = list(names)
     if any(statuses) or any(contexts):
-        columns |= {"status": _words(statuses), "context": list(contexts)}
-    if any(write_ids) or _unless_empty(expected):
-        columns |= {"expected": list(expected), "write_id": _unless_empty(write_ids)}
-    if _unless_empty(attempts):
-        columns["attempts"] = list(attempts)
+        columns |= {"status": _words(statuses) if any(statuses) else None, "context": _unless_empty(contexts)}
+    if versions := _unless_empty(expected):
+        columns |= {"expected": versions, "write_id": _unless_empty(write_ids)}
+    if counts := _unless_empty(attempts):
+        columns["attempts"] = counts
     if any(leases):
         columns |= {
             "lease_owner": _unless_empty([lease and lease.owner for lease in leases]),

@@ -167,13 +167,10 @@ def save_one(present: frozenset[str], *, waits: bool) -> Statement:
     if "name" in present:
         written = _CREATE.format(**asked, source="" if waits else f"FROM {_PATIENCE}")
     else:
-        found = f"""
-            FROM saga_executions WHERE id = :saga_id AND {_accepted(present).format(**asked)}
-            FOR NO KEY UPDATE {"" if waits else "SKIP LOCKED"}"""
-        if present & _UPDATING:
-            written = _UPDATE.format(**asked, source=f"WHERE e.id = (SELECT id {found})")
-        else:
-            written = f"SELECT id, version {found}"
+        updates = present & _UPDATING
+        written = _lock(":saga_id", present, asked, "id" if updates else "id, version", waits=waits)
+        if updates:
+            written = _UPDATE.format(**asked, source=f"WHERE e.id = ({written})")
     step, steps = _some(_STEP_TYPES, present, APPEND), _some(_STEP_TYPES, present)
     if step:
         entry = _ABSENT | {name: _parameter(APPEND + name, kind) for name, kind in step.items()}
@@ -234,9 +231,9 @@ def tell(*, waits: bool, again: bool = False) -> Statement:
     accepted = _accepted(_TYPES)
     if again:
         accepted += f" AND NOT ({{write_id}} IS NOT NULL AND NOT i.changes AND {_FULL_UP})"
-    answers = f""",
-        lease_owner AS holder, lease_expires_at AS held_until, {_FULL_UP} AS full_up, {_RECORDED} AS recorded,
-        {accepted} AS accepted"""
+    answers = f"""
+        id, version, lease_owner AS holder, lease_expires_at AS held_until,
+        {_FULL_UP} AS full_up, {_RECORDED} AS recorded, {accepted} AS accepted"""
     patience = "" if waits else f"CROSS JOIN {_PATIENCE}"
     changed = "FROM locked i WHERE e.id = i.id AND i.accepted AND i.updates"
     parts = {
@@ -270,11 +267,16 @@ def _accepted(present: Container[str]) -> str:
 
 
 def _lock(
-    saga_id: str, present: Container[str], asked: Mapping[str, str], answers: str = "", *, waits: bool = False
+    saga_id: str,
+    present: Container[str],
+    asked: Mapping[str, str],
+    answers: str = "id, version",
+    *,
+    waits: bool = False,
 ) -> str:
-    """Return a query for LATERAL, which makes it one index probe a saga."""
+    """Return a query that locks a saga's row; LATERAL makes it one index probe for each of many."""
     return f"""
-        SELECT id, version {answers.format(**asked)}
+        SELECT {answers.format(**asked)}
         FROM saga_executions WHERE id = {saga_id} AND {_accepted(present).format(**asked)}
         FOR NO KEY UPDATE {"" if waits else "SKIP LOCKED"}"""
 
