@@ -12,7 +12,7 @@ import asyncpg  # type: ignore[import-untyped] # it has no types
 
 from benchmarks.workload import NAME, STEPS, Clock, RunSaga, Words, new_order, receipt, run_by_calls
 from saga_store.sqlalchemy.group_commit import LEAST_SHARED, MAX_BATCH_ROWS, MAX_FLUSHES
-from saga_store.sqlalchemy.saves import APPEND, NEW, UPDATE, save_many, save_one
+from saga_store.sqlalchemy.write_sql import APPEND, NEW, UPDATE, write_many, write_one
 
 WORDS = Words("RUNNING", "COMPLETED", "STARTED", "COMPLETED")
 CREATE = "INSERT INTO saga_executions (id, name, context) VALUES ($1, $2, $3)"
@@ -70,7 +70,7 @@ class _Write(NamedTuple):
 class Batches:
     """The floor: our statements and our way to batch, but nothing is checked, and nothing lies in between."""
 
-    def __init__(self, savers: list["_Saver"]) -> None:
+    def __init__(self, savers: list["_Writer"]) -> None:
         self._idle = savers
         self._queue: list[_Write] = []
         self._in_flight = 0
@@ -99,7 +99,7 @@ class Batches:
             self._flushers.add(flusher)
             flusher.add_done_callback(self._flushers.discard)
 
-    async def _flush_all(self, saver: "_Saver") -> None:
+    async def _flush_all(self, saver: "_Writer") -> None:
         while self._queue:
             share = len(self._queue)
             if share + self._in_flight >= 2 * LEAST_SHARED:
@@ -112,7 +112,7 @@ class Batches:
             self._in_flight -= share
         self._idle.append(saver)
 
-    async def _flush(self, saver: "_Saver", batch: list[_Write]) -> None:
+    async def _flush(self, saver: "_Writer", batch: list[_Write]) -> None:
         try:
             written = await saver.save(batch)
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
@@ -126,7 +126,7 @@ class Batches:
                 write.answer.set_exception(refusal)
 
 
-class _Saver:
+class _Writer:
     """A connection, and the statements that it has prepared."""
 
     def __init__(self, connection: Any) -> None:  # noqa: ANN401 - asyncpg has no types
@@ -137,10 +137,10 @@ class _Saver:
         """Return the integers of the ids of the sagas that were written."""
         if len(batch) == 1:
             values = _values_of_one(*batch)
-            statement = save_one(frozenset(values), waits=False)
+            statement = write_one(frozenset(values), waits=False)
         else:
             values = _values_of_many(batch)
-            statement = save_many(frozenset(values))
+            statement = write_many(frozenset(values))
         prepared = self._prepared.get(statement.numbered)
         if prepared is None:
             prepared = self._prepared[statement.numbered] = await self._connection.prepare(statement.numbered)
@@ -202,7 +202,7 @@ def _words(words: list[str]) -> str:
 async def _batches(url: str) -> AsyncIterator[Batches]:
     connections = [await asyncpg.connect(url) for _ in range(MAX_FLUSHES)]
     try:
-        yield Batches([_Saver(connection) for connection in connections])
+        yield Batches([_Writer(connection) for connection in connections])
     finally:
         for connection in connections:
             await connection.close()

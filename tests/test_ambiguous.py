@@ -35,7 +35,7 @@ from saga_store import (
     SagaStatus,
     UnknownOutcomeError,
 )
-from saga_store.sqlalchemy.write_ids import KEPT, KEPT_OF_ONE_VERSION
+from saga_store.sqlalchemy.write_sql import KEPT, KEPT_OF_ONE_VERSION
 from tests.databases import Database
 from tests.proxy import Cut
 from tests.scene import BRIEFLY, PATIENT, Scene, Write, change, log, step

@@ -16,7 +16,7 @@ from saga_store import (
     UnknownOutcomeError,
 )
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
-from saga_store.sqlalchemy.write_ids import KEPT, KEPT_OF_ONE_VERSION
+from saga_store.sqlalchemy.write_sql import KEPT, KEPT_OF_ONE_VERSION
 from tests.connections import until_blocked
 from tests.databases import Database
 from tests.proxy import Cut
@@ -76,7 +76,7 @@ class TestStrandedOriginal:
             await scene.warm_up(SqlAlchemySagaStorage(scene.engine, group_commit=False))
             async with AsyncSession(scene.direct) as holder:
                 await SqlAlchemySagaStorage(holder).update_context(scene.saga_id, {"n": 7})
-                # Group commit hurries and tells first, and neither waits.
+                # Group commit writes now and explains first, and neither waits.
                 task = await scene.lose(Cut.AT_ONCE, write(scene), let_pass=2 if group_commit else 0)
                 scene.proxy.gate.set()
                 await until_blocked(database)

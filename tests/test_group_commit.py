@@ -60,7 +60,7 @@ from saga_store import (
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.sqlalchemy import SqlAlchemySagaStorage, binds
+from saga_store.sqlalchemy import SqlAlchemySagaStorage, pooled
 from saga_store.sqlalchemy import group_commit as module
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.write import Outcome, Write
@@ -97,7 +97,7 @@ class Statements:
         yield self
         await self.returning.wait()
 
-    async def hurry(self, writes: Sequence[Write]) -> list[Outcome | None]:
+    async def write_now(self, writes: Sequence[Write]) -> list[Outcome | None]:
         self.batches.append(list(writes))
         await self._until_released()
         if self.bug:
@@ -107,13 +107,13 @@ class Statements:
         left_out = self.locked | self.refused
         return [None if write.saga_id in left_out else len(self.batches) for write in writes]
 
-    async def tell(self, writes: Sequence[Write]) -> list[Outcome | None]:
+    async def explain(self, writes: Sequence[Write]) -> list[Outcome | None]:
         self.told.append([write.saga_id for write in writes])
         if self.telling_fails:
             raise self.telling_fails
         return [None if write.saga_id in self.locked else SagaNotFoundError(write.saga_id) for write in writes]
 
-    async def save(self, write: Write) -> Outcome:
+    async def write(self, write: Write) -> Outcome:
         self.alone.append(write)
         await self.lock.wait()
         return 99
@@ -529,7 +529,7 @@ class TestHeldConnection:
         self, make_engine: MakeEngine, driver: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """So that what the pool does to a connection, such as replacing an old one, isn't put off for ever."""
-        monkeypatch.setattr(binds, "_MOST_STATEMENTS_HELD", 2)
+        monkeypatch.setattr(pooled, "_MOST_STATEMENTS_HELD", 2)
         engine = make_engine(driver)
         checkouts = []
         event.listen(engine.sync_engine, "checkout", lambda *_: checkouts.append(1))
@@ -702,7 +702,7 @@ class TestOnPostgreSQL:
             joined = SqlAlchemySagaStorage(session)
             await joined.create_saga(second, "order", {})
             batch = [Write(first, name="order", context="{}"), Write(second, name="order", context="{}")]
-            crosswise = asyncio.create_task(storage._saver.tell(batch, waits=True))  # noqa: SLF001 - a batch that waits
+            crosswise = asyncio.create_task(storage._writer.explain(batch, waits=True))  # noqa: SLF001 - a batch that waits
             await until_blocked(database)
             [refusal] = await asyncio.gather(joined.create_saga(first, "order", {}), return_exceptions=True)
             if refusal is None:

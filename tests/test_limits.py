@@ -31,7 +31,7 @@ from saga_store import (
 )
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.group_commit import MAX_BATCH_BYTES
-from saga_store.sqlalchemy.saving import Saver
+from saga_store.sqlalchemy.writer import Writer
 from saga_store.write import Outcome, Write
 from tests.databases import Database
 from tests.test_contract import DRIVERS
@@ -77,13 +77,13 @@ def traced() -> Iterator[Callable[[], int]]:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """How many bytes of contexts each statement of group commit carries."""
     sizes: list[list[int]] = []
-    hurry = Saver.hurry
+    write_now = Writer.write_now
 
-    async def noted(saver: Saver, writes: Sequence[Write]) -> Sequence[Outcome | None]:
+    async def noted(saver: Writer, writes: Sequence[Write]) -> Sequence[Outcome | None]:
         sizes.append([len(write.context or "") for write in writes])
-        return await hurry(saver, writes)
+        return await write_now(saver, writes)
 
-    monkeypatch.setattr(Saver, "hurry", noted)
+    monkeypatch.setattr(Writer, "write_now", noted)
     return sizes
 
 

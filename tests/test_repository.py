@@ -32,11 +32,11 @@ from saga_store import (
 )
 from saga_store.sqlalchemy import SagaExecutionModel, SagaLogModel, SqlAlchemySagaStorage
 from saga_store.sqlalchemy.binds import BindTarget
-from saga_store.sqlalchemy.parameters import by_kind, of_kinds, of_one
-from saga_store.sqlalchemy.saves import save_many, save_one, tell
+from saga_store.sqlalchemy.read_sql import CLAIM
 from saga_store.sqlalchemy.statement import Statement
-from saga_store.sqlalchemy.statements import CLAIM
 from saga_store.sqlalchemy.tables import REVISION
+from saga_store.sqlalchemy.write_parameters import by_kind, of_kinds, of_one
+from saga_store.sqlalchemy.write_sql import explain, write_many, write_one
 from saga_store.write import Lease, Write
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database
@@ -118,16 +118,16 @@ WRITES = {
     "renews": Write(_SAGA, lease=Lease(lasts=timedelta(seconds=1)), expected_version=1, write_id=1),
 }
 SAVES: dict[str, Statement] = {
-    "tells": tell(waits=False),
-    "tells, waits": tell(waits=True),
-    "tells, again": tell(waits=False, again=True),
+    "explains": explain(waits=False),
+    "explains, waits": explain(waits=True),
+    "explains, again": explain(waits=False, again=True),
 }
 for _what, _write in WRITES.items():
     for _waits in (True, False):
-        SAVES[f"one {_what}{', waits' * _waits}"] = save_one(frozenset(of_one(_write)), waits=_waits)
+        SAVES[f"one {_what}{', waits' * _waits}"] = write_one(frozenset(of_one(_write)), waits=_waits)
 for _several in (*combinations(WRITES, 1), *combinations(WRITES, 2), tuple(WRITES)):
     _parameters = of_kinds(*by_kind([WRITES[what] for what in _several]))
-    SAVES[f"many: {'; '.join(_several)}"] = save_many(frozenset(_parameters))
+    SAVES[f"many: {'; '.join(_several)}"] = write_many(frozenset(_parameters))
 
 
 class TestPlan:

@@ -7,15 +7,10 @@ from uuid import uuid4
 import pytest
 
 from saga_store import SagaStatus
-from saga_store.sqlalchemy.write_ids import (
-    KEPT,
-    RANDOM_BITS,
-    VERSION_MASK,
-    cannot_have_been_dropped,
-    leads_to,
-    new_write_id,
-)
+from saga_store.sqlalchemy.lost_answers import cannot_have_been_dropped
+from saga_store.sqlalchemy.write_sql import KEPT
 from saga_store.write import Lease, Write
+from saga_store.write_ids import RANDOM_BITS, VERSION_MASK, leads_to, new_write_id
 from tests.scene import step
 
 
@@ -56,7 +51,7 @@ class TestWhoGetsOne:
         """Also if the application seeds the generator that all share."""
         program = (
             "import os, random; from uuid import UUID; from saga_store.write import Write\n"
-            "from saga_store.sqlalchemy.write_ids import new_write_id\n"
+            "from saga_store.write_ids import new_write_id\n"
             "child = os.fork(); random.seed(1)\n"
             "write_id = new_write_id(Write(UUID(int=1), context='{}', expected_version=1))\n"
             "os.write(1, f'{write_id}\\n'.encode())\n"

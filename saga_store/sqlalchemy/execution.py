@@ -1,6 +1,8 @@
 """Runs statements, again where that is safe, and translates what the database says into the errors of the contract."""
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,12 +19,13 @@ from saga_store.errors import (
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.sqlalchemy.binds import Attempt, Bind, Parameters, Rows
+from saga_store.sqlalchemy.binds import Bind
 from saga_store.sqlalchemy.failures import READ_ONLY, cannot_connect_now, is_lost, reason, sqlstate
-from saga_store.sqlalchemy.retries import Retries
+from saga_store.sqlalchemy.pooled import Attempt
+from saga_store.sqlalchemy.read_sql import REVISION
 from saga_store.sqlalchemy.statement import Statement
-from saga_store.sqlalchemy.statements import REVISION
 from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
+from saga_store.sqlalchemy.wire import Parameters, Rows
 
 # PostgreSQL's codes: a table, column or schema isn't there.
 _SCHEMA_CODES = {"42P01", "42703", "3F000"}
@@ -31,6 +34,8 @@ _DATA_CLASS = "22"
 # which may be about to become the primary, or whose name to mean another server.
 _PASSING = {"40001", "40P01", READ_ONLY}
 _REVISION_TIMEOUT_SECONDS = 5
+_FIRST_PAUSE_SECONDS = 0.01
+_LONGEST_PAUSE_SECONDS = 0.5
 
 
 class Retry(Enum):
@@ -50,6 +55,30 @@ class Failure:
 
     error: SagaStoreError
     retry: Retry
+
+
+class Retries:
+    """The pauses of one call; its time begins when something fails for the first time."""
+
+    __slots__ = ("_deadline", "_pause", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline: float | None = None
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    async def pause(self) -> bool:
+        """Wait a little before the next attempt; False, at once, if there is no time for one."""
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self._seconds
+        left = self._deadline - now
+        if left <= 0:
+            return False
+        # Random, lest those who failed together come back together.
+        await asyncio.sleep(min(random.uniform(0, self._pause), left))  # noqa: S311 - jitter, not a secret
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        return True
 
 
 class Executor:

@@ -40,22 +40,22 @@ _LOCK_NOT_AVAILABLE = "55P03"
 _NOBODYS_FAULT = ("08", "25", "26", "28", "3D", "3F", "40", "42", "53", "57P", "58")
 
 
-class Saves(Protocol):
+class Writer(Protocol):
     """Applies writes to different sagas, each atomically, and says what came of it."""
 
-    async def hurry(self, writes: Sequence[Write], /) -> Sequence[Outcome | None]:
+    async def write_now(self, writes: Sequence[Write], /) -> Sequence[Outcome | None]:
         """Answer None for a write that wasn't applied, for whatever reason.
 
         Nobody is waited for: it fails with SQLSTATE 55P03 if somebody is creating a saga that one of them creates.
         """
 
-    async def tell(self, writes: Sequence[Write], /) -> Sequence[Outcome | None]:
+    async def explain(self, writes: Sequence[Write], /) -> Sequence[Outcome | None]:
         """Likewise, but answer None only for a write whose row somebody has locked."""
 
-    async def save(self, write: Write, /) -> Outcome:
+    async def write(self, write: Write, /) -> Outcome:
         """Wait for the row if it is locked."""
 
-    def holding(self) -> AbstractAsyncContextManager["Saves"]:
+    def holding(self) -> AbstractAsyncContextManager["Writer"]:
         """Return the same for calls that follow each other closely; it may keep its connection meanwhile."""
 
 
@@ -74,11 +74,11 @@ class GroupCommit:
     It belongs to the event loop that uses it first, until that loop is closed, as SQLAlchemy's engines do.
 
     Args:
-        saves: What it hands the writes to.
+        writer: What it hands the writes to.
     """
 
-    def __init__(self, saves: Saves) -> None:
-        self._saves = saves
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
         self._queue: _Queue | None = None
         self._changing_loops = threading.Lock()
 
@@ -96,14 +96,14 @@ class GroupCommit:
                     "this storage is in use in another event loop, and an engine can't be shared between loops; "
                     "make an engine and a storage for each"
                 )
-            self._queue = _Queue(loop, self._saves)
+            self._queue = _Queue(loop, self._writer)
             return self._queue
 
 
 class _Queue:
-    def __init__(self, loop: asyncio.AbstractEventLoop, saves: Saves) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, writer: Writer) -> None:
         self.loop = loop
-        self._saves = saves
+        self._writer = writer
         # The first write of each saga that has any: in flight, or ready to be. Sagas go by the integers of their ids,
         # which are hashed several times faster than the ids.
         self._first: dict[int, _Entry] = {}
@@ -135,9 +135,9 @@ class _Queue:
         outcome: Outcome | None = None
         is_locked = False
         try:
-            [outcome] = await self._saves.hurry((entry.write,))
+            [outcome] = await self._writer.write_now((entry.write,))
             if outcome is None:
-                [outcome] = await self._saves.tell((entry.write,))
+                [outcome] = await self._writer.explain((entry.write,))
             is_locked = outcome is None
         except StorageUnavailableError as exc:
             is_locked = exc.sqlstate == _LOCK_NOT_AVAILABLE
@@ -165,13 +165,13 @@ class _Queue:
             flusher.add_done_callback(self._tasks.discard)
 
     async def _flush_all(self) -> None:
-        async with self._saves.holding() as saves:
+        async with self._writer.holding() as writer:
             try:
                 while batch := self._take_batch():
                     self._in_flight += len(batch)
                     self._flush_what_is_ready()
                     try:
-                        await self._flush(batch, saves)
+                        await self._flush(batch, writer)
                     finally:
                         self._in_flight -= len(batch)
                     # Those who have just been answered may have more to write: let them join the next batch.
@@ -221,12 +221,12 @@ class _Queue:
         else:
             del self._first[saga]
 
-    async def _flush(self, batch: list[_Entry], saves: Saves, *, tells: bool = False) -> None:
+    async def _flush(self, batch: list[_Entry], writer: Writer, *, explains: bool = False) -> None:
         """Apply a batch and answer its callers; those whose rows are locked go on waiting apart."""
         try:
-            outcomes = await (saves.tell if tells else saves.hurry)([entry.write for entry in batch])
+            outcomes = await (writer.explain if explains else writer.write_now)([entry.write for entry in batch])
         except Exception as exc:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
-            await self._flush_parts(batch, saves, exc, tells=tells)
+            await self._flush_parts(batch, writer, exc, explains=explains)
             return
         left = []
         for entry, outcome in zip(batch, outcomes, strict=True):
@@ -236,13 +236,13 @@ class _Queue:
                 _answer(entry, outcome)
                 self._finish(entry)
         self._flush_what_is_ready()
-        if left and not tells:
-            await self._flush(left, saves, tells=True)
+        if left and not explains:
+            await self._flush(left, writer, explains=True)
         else:
             for entry in left:
                 self._wait_for_lock(entry)
 
-    async def _flush_parts(self, batch: list[_Entry], saves: Saves, exc: Exception, *, tells: bool) -> None:
+    async def _flush_parts(self, batch: list[_Entry], writer: Writer, exc: Exception, *, explains: bool) -> None:
         """Go on after a failure: with those who aren't its reason, if there are any."""
         if isinstance(exc, StorageUnavailableError) and exc.sqlstate == _LOCK_NOT_AVAILABLE:
             parts = [self._without_creations(batch)]
@@ -257,7 +257,7 @@ class _Queue:
             self._flush_what_is_ready()
         for part in parts:
             if part:
-                await self._flush(part, saves, tells=tells)
+                await self._flush(part, writer, explains=explains)
 
     def _without_creations(self, batch: list[_Entry]) -> list[_Entry]:
         """Return those that find their sagas; the others wait apart, and all of them do if there is no other."""
@@ -279,7 +279,7 @@ class _Queue:
     async def _save_when_unlocked(self, entry: _Entry) -> None:
         try:
             async with self._lock_waiter_slots:
-                outcome = await self._saves.save(entry.write)
+                outcome = await self._writer.write(entry.write)
             _answer(entry, outcome)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the one who waits has to hear of it
             _fail(entry, exc)

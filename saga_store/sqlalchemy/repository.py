@@ -1,4 +1,4 @@
-"""The storage: its writes through ``saving``, its reads and claims as statements of their own."""
+"""The storage: its writes through ``writer``, its reads and claims as statements of their own."""
 
 from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -11,9 +11,7 @@ from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepSt
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
 from saga_store.sqlalchemy.execution import Executor
 from saga_store.sqlalchemy.group_commit import GroupCommit
-from saga_store.sqlalchemy.saving import Saver
-from saga_store.sqlalchemy.statement import Statement
-from saga_store.sqlalchemy.statements import (
+from saga_store.sqlalchemy.read_sql import (
     CLAIM,
     EXHAUSTED,
     HISTORY,
@@ -23,6 +21,8 @@ from saga_store.sqlalchemy.statements import (
     SAGA,
     STALE,
 )
+from saga_store.sqlalchemy.statement import Statement
+from saga_store.sqlalchemy.writer import Writer
 from saga_store.storage import SagaStorage
 from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes, valid_period
 from saga_store.write import Claim, Outcome, Write
@@ -74,8 +74,8 @@ class SqlAlchemySagaStorage(SagaStorage):
         seconds = valid_period("retry_for", retry_for).total_seconds()
         joins = isinstance(self._bind, JoinedBind)
         self._executor = Executor(self._bind, seconds)
-        self._saver = Saver(self._executor, resolves=seconds > 0 and not joins)
-        self._group = GroupCommit(self._saver) if group_commit and not joins else None
+        self._writer = Writer(self._executor, resolves=seconds > 0 and not joins)
+        self._group = GroupCommit(self._writer) if group_commit and not joins else None
 
     @property
     def session(self) -> AsyncSession:
@@ -85,7 +85,7 @@ class SqlAlchemySagaStorage(SagaStorage):
         raise AttributeError("this storage isn't bound to an AsyncSession")
 
     def _apply(self, write: Write) -> Awaitable[Outcome]:
-        return self._saver.save(write) if self._group is None else self._group.write(write)
+        return self._writer.write(write) if self._group is None else self._group.write(write)
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
         rows = await self._executor.execute(SAGA, {"saga_id": saga_id})

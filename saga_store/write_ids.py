@@ -1,24 +1,17 @@
-"""Ids of writes, kept in the row, which tell whether a write whose answer got lost is there.
+"""Ids of writes, by which one whose answer got lost is recognised when it is sent again.
 
-An id is a ``bigint``: the low bits of the version that the write leads to, then random bits. Each row keeps those of
-its last writes in the order in which they were written, so their versions never fall, and what has been dropped had
-no higher version than the first that is kept. docs/ambiguous_commits.md has the argument.
+An id is a ``bigint``: the low bits of the version that the write leads to, then random bits. A write keeps its id for
+as long as it is tried, whoever tries it. docs/ambiguous_commits.md has the argument.
 """
 
 import os
 import random
-from collections.abc import Sequence
 
 from saga_store.write import Write
 
 # So many bits that two writes which lead to one version of a saga never draw the same; with those of the version 63.
 RANDOM_BITS = 48
 VERSION_MASK = 0x7FFF
-
-# How many ids a row keeps; a write that raises the version drops older ones.
-KEPT = 8
-# Writes that don't raise it may not drop each other's ids: nothing else keeps them from being written twice.
-KEPT_OF_ONE_VERSION = 32
 
 # One of our own, seeded by the operating system: an application may seed `random` alike in all its processes. Asking
 # the operating system each time would cost ten times as much.
@@ -39,10 +32,8 @@ def new_write_id(write: Write) -> int | None:
     return (leads_to(write) & VERSION_MASK) << RANDOM_BITS | _chance.getrandbits(RANDOM_BITS)
 
 
-def cannot_have_been_dropped(write: Write, found: int, recent: Sequence[int]) -> bool:
-    """Whether the write's id would still be among the recent ones of its saga, now at version ``found``."""
-    if len(recent) < KEPT:
-        return True
-    # At least so old, for of its version only the low bits are known.
-    age = (found - (recent[0] >> RANDOM_BITS)) & VERSION_MASK
-    return found - age < leads_to(write)
+def identified(write: Write) -> Write:
+    """Return the write with an id, if it is of a kind that has one; it keeps the one that it has already."""
+    if write.write_id is not None or write.expected_version is None:
+        return write
+    return write._replace(write_id=new_write_id(write))

@@ -1,4 +1,4 @@
-"""Writes as the parameters of the statements in saves.py; no I/O.
+"""Writes as the parameters of the statements in write_sql.py; no I/O.
 
 It is run for every batch of a crowd, so it goes through the writes as few times as it can.
 """
@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from saga_store.sqlalchemy.saves import APPEND, NEW, UPDATE
 from saga_store.sqlalchemy.statement import Statement
+from saga_store.sqlalchemy.write_sql import APPEND, NEW, UPDATE
 from saga_store.write import Write
 
 

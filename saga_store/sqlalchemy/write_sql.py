@@ -2,9 +2,9 @@
 
 A refused write raises nothing, for that would abort the caller's transaction. There are two kinds of statement:
 
-- One that *hurries* returns the id and the version of each saga that it wrote, and nothing of the others.
-- One that *tells* writes as well whatever may be written, and says of each write what came of it. What the first kind
-  left out goes through it.
+- One that *writes now* returns the id and the version of each saga that it wrote, and nothing of the others.
+- One that *explains* writes as well whatever may be written, and says of each write what came of it. What the first
+  kind left out goes through it.
 
 What they have in common:
 
@@ -27,7 +27,12 @@ from collections.abc import Container, Mapping
 from functools import cache
 
 from saga_store.sqlalchemy.statement import Statement
-from saga_store.sqlalchemy.write_ids import KEPT, KEPT_OF_ONE_VERSION, RANDOM_BITS, VERSION_MASK
+from saga_store.write_ids import RANDOM_BITS, VERSION_MASK
+
+# How many ids of writes a row keeps (see write_ids.py); a write that raises the version drops older ones.
+KEPT = 8
+# Writes that don't raise it may not drop each other's ids: nothing else keeps them from being written twice.
+KEPT_OF_ONE_VERSION = 32
 
 # What a write may ask for: parameters of a single one, and of several columns, made of parameters that are arrays.
 _TYPES = {
@@ -160,8 +165,8 @@ _LOG = """
 
 
 @cache
-def save_one(present: frozenset[str], *, waits: bool) -> Statement:
-    """Return a statement that hurries, for a single write with these parameters."""
+def write_one(present: frozenset[str], *, waits: bool) -> Statement:
+    """Return a statement that writes now, for a single write with these parameters."""
     asked = _ABSENT | {name: _parameter(name, _TYPES[name]) for name in present & _TYPES.keys()}
     asked["changes"] = _CHANGES.format(**asked)
     if "name" in present:
@@ -184,8 +189,8 @@ def save_one(present: frozenset[str], *, waits: bool) -> Statement:
 
 
 @cache
-def save_many(present: frozenset[str]) -> Statement:
-    """Return a statement that hurries, for writes to different sagas with these parameters, and waits for nobody."""
+def write_many(present: frozenset[str]) -> Statement:
+    """Return a statement that writes now, for writes to different sagas with these parameters, and waits for nobody."""
     new, updates = _some(_TYPES, present, NEW), _some(_TYPES, present, UPDATE)
     steps = _some(_STEP_TYPES_OF_MANY, present)
     appends = _some({"expected": "bigint", **_STEP_TYPES_OF_MANY}, present, APPEND)
@@ -221,8 +226,8 @@ def save_many(present: frozenset[str]) -> Statement:
 
 
 @cache
-def tell(*, waits: bool, again: bool = False) -> Statement:
-    """Return a statement that tells, for writes to different sagas; ``again`` is for what may have been written.
+def explain(*, waits: bool, again: bool = False) -> Statement:
+    """Return a statement that explains, for writes to different sagas; ``again`` is for what may have been written.
 
     Each write comes back by its position. If it isn't written, `written` is NULL, `found` is the version that the saga
     is at, and if that is NULL too, `is_there` tells a saga that somebody has locked from one that is missing.

@@ -1,0 +1,108 @@
+"""What came of writes whose answer got lost: whatever expects a version is written again, with the same id.
+
+Looking wouldn't do: the statement that was lost may not have begun yet. Of the two the one that comes second is
+refused, and the ids that the row keeps tell which of them is there. Each row keeps those of its last writes in the
+order in which they were written, so their versions never fall, and what has been dropped had no higher version than
+the first that is kept. docs/ambiguous_commits.md has the argument, and every interleaving.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import cast
+
+from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, UnknownOutcomeError
+from saga_store.sqlalchemy.execution import Executor, Failure, Retries, Retry
+from saga_store.sqlalchemy.read_sql import RECENT_WRITES
+from saga_store.sqlalchemy.write_parameters import of_all
+from saga_store.sqlalchemy.write_sql import KEPT, explain
+from saga_store.write import Outcome, Write
+from saga_store.write_ids import RANDOM_BITS, VERSION_MASK, leads_to
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A write that may have been written; ``is_open`` as long as another attempt may tell its outcome."""
+
+    write: Write
+    is_open: bool
+    outcome: Outcome | None = None
+
+    def decide(self, outcome: Outcome | None) -> None:
+        self.outcome, self.is_open = outcome, False
+
+
+async def resolve(executor: Executor, writes: Sequence[Write], lost: UnknownOutcomeError) -> dict[int, Outcome]:
+    """Return the true outcomes, and UnknownOutcomeError for what expects no version or wasn't clear in time.
+
+    They go by the integers of the sagas' ids.
+    """
+    retries = Retries(executor.retry_for)
+    sent = [_Sent(write, is_open=write.expected_version is not None) for write in writes]
+    while (still_open := [one for one in sent if one.is_open]) and await retries.pause():
+        await _write_again(executor, still_open)
+    return {one.write.saga_id.int: _unknown(one.write, lost) if one.outcome is None else one.outcome for one in sent}
+
+
+async def _write_again(executor: Executor, sent: Sequence[_Sent]) -> None:
+    """Tell the outcomes that can be told by now."""
+    writes = [one.write for one in sent]
+    statement = explain(waits=False, again=True)  # it waits for nobody, or one locked row would hold up the others
+    lost = UnknownOutcomeError(writes[0].saga_id)
+    rows = await executor.attempt(statement, of_all(statement, writes), if_lost=lost)
+    if isinstance(rows, Failure):
+        if len(sent) > 1 and rows.retry is Retry.NEVER:
+            # It may be for one write's sake, or for a saga that somebody is creating just now.
+            middle = len(sent) // 2
+            await _write_again(executor, sent[:middle])
+            await _write_again(executor, sent[middle:])
+        return
+    refused = []
+    for one, (_, written, _, _, _, is_there) in zip(sent, sorted(rows, key=itemgetter(0)), strict=True):
+        if written is not None:
+            one.decide(cast("int", written))
+        elif one.write.creates or not is_there:
+            refused.append(one)  # the others are locked: perhaps by the first attempt
+    if refused:
+        await _judge_refused(executor, refused)
+
+
+async def _judge_refused(executor: Executor, refused: Sequence[_Sent]) -> None:
+    """Tell those that are there already from those that never will be, by what the rows remember."""
+    saga_ids = [one.write.saga_id for one in refused]
+    rows = await executor.attempt(RECENT_WRITES, {"saga_ids": saga_ids})
+    if isinstance(rows, Failure):
+        return
+    found = {saga_id.int: (version, recent or ()) for saga_id, version, recent in rows}
+    for one in refused:
+        if one.write.saga_id.int in found:
+            _judge(one, *found[one.write.saga_id.int])
+
+
+def _judge(refused: _Sent, version: int, recent: Sequence[int]) -> None:
+    write, expected = refused.write, cast("int", refused.write.expected_version)
+    if write.write_id in recent:
+        refused.decide(leads_to(write))
+    elif version <= expected:
+        return  # the first attempt, if it is under way still, could yet succeed
+    elif write.write_id is not None and not cannot_have_been_dropped(write, version, recent):
+        refused.decide(None)  # no attempt will ever tell
+    elif write.creates:
+        refused.decide(SagaAlreadyExistsError(write.saga_id))
+    else:
+        refused.decide(SagaConcurrencyError(write.saga_id, expected, version))
+
+
+def cannot_have_been_dropped(write: Write, found: int, recent: Sequence[int]) -> bool:
+    """Whether the write's id would still be among the recent ones of its saga, now at version ``found``."""
+    if len(recent) < KEPT:
+        return True
+    # At least so old, for of its version only the low bits are known.
+    age = (found - (recent[0] >> RANDOM_BITS)) & VERSION_MASK
+    return found - age < leads_to(write)
+
+
+def _unknown(write: Write, lost: UnknownOutcomeError) -> UnknownOutcomeError:
+    own = UnknownOutcomeError(write.saga_id)
+    own.__cause__ = lost.__cause__
+    return own

@@ -1,0 +1,188 @@
+"""Connections of an engine's pool: one for a moment, and one that is held from one statement to the next.
+
+Both are used on the driver's level, in autocommit: what SQLAlchemy would add costs more than the driver.
+"""
+
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Engine, Pool, PoolProxiedConnection, QueuePool
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
+
+from saga_store.sqlalchemy.failures import READ_ONLY, is_lost, sqlstate
+from saga_store.sqlalchemy.pooler import approved, check_pooler
+from saga_store.sqlalchemy.statement import Statement
+from saga_store.sqlalchemy.wire import FETCH, Parameters, Rows
+
+# Where a connection's Liveness is kept: a place that lasts as long as the connection.
+_LIVENESS = "saga_store.liveness"
+# More than a pool holds: whoever talks as soon as it is connected is taken as it is.
+_MOST_STALE = 100
+# Then the pool sees it again, lest its own rules, such as when to replace it, be put off for ever.
+_MOST_STATEMENTS_HELD = 100
+
+
+@dataclass(slots=True)
+class Attempt:
+    """How far a statement got: what an error means depends on it."""
+
+    engine: AsyncEngine | None = None
+    reached_connection: bool = False
+    commits: bool = True
+    joins: bool = False
+
+
+async def execute_on_pool(engine: Engine, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+    """Run a statement on a connection that is taken for it, and given back."""
+    return await greenlet_spawn(_execute, engine, statement, parameters, attempt)
+
+
+def _execute(engine: Engine, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+    taken = _Taken(engine)
+    attempt.reached_connection = True
+    fetch = FETCH[engine.dialect.driver]
+    try:
+        rows: Rows = taken.run_async(lambda driver: fetch(driver, statement, parameters))
+    except BaseException as exc:
+        taken.give_back(exc)
+        raise
+    taken.give_back()
+    return rows
+
+
+class HeldConnection:
+    """A connection that isn't given back between two statements, as long as the pool has others.
+
+    Taking it and giving it back costs the client as much as the statement itself.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._fetch = FETCH[engine.dialect.driver]
+        self._taken: _Taken | None = None
+        self._statements = 0
+
+    async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+        if self._taken is None or not self._taken.is_quiet():
+            await self.give_back()
+            self._taken = await greenlet_spawn(_Taken, self._engine)
+            self._statements = 0
+        attempt.reached_connection = True
+        try:
+            rows = await self._fetch(self._taken.driver, statement, parameters)
+        except BaseException as exc:
+            await self.give_back(exc)
+            raise
+        self._statements += 1
+        if self._statements >= _MOST_STATEMENTS_HELD or not _has_others(self._engine.pool):
+            await self.give_back()
+        return rows
+
+    async def give_back(self, exc: BaseException | None = None) -> None:
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            await greenlet_spawn(taken.give_back, exc)
+
+
+class _Taken:
+    """A connection of the pool's, in autocommit until it is given back.
+
+    It is used on the driver's level: what SQLAlchemy would add costs more than the driver. To be made and given back
+    in a greenlet of SQLAlchemy's.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._pool = engine, engine.pool
+        self._pooled = _live_connection(engine)
+        connection: Any = self._pooled.dbapi_connection
+        self.driver: Any = self._pooled.driver_connection
+        self.run_async: Callable[..., Any] = connection.run_async
+        self._connection = connection
+        self._autocommit_before = connection.autocommit
+        try:
+            connection.autocommit = True
+            if self._pool not in approved:
+                connection.run_async(partial(check_pooler, self._pool))
+        except BaseException as exc:
+            self.give_back(exc)
+            raise
+
+    def is_quiet(self) -> bool:
+        """Whether the server has neither said anything nor hung up since the last statement."""
+        liveness: Liveness = self._pooled.info[_LIVENESS]
+        return liveness.is_quiet()
+
+    def give_back(self, exc: BaseException | None = None) -> None:
+        """Return it to the pool; ``exc`` is what its last statement raised."""
+        try:
+            if (exc is not None and not isinstance(exc, Exception)) or self._engine.pool is not self._pool:
+                # Nobody knows what it is at; or the engine was disposed of, and nobody would close it later.
+                self._pooled.invalidate(exc)
+            elif exc is not None and (is_lost(exc) or sqlstate(exc) == READ_ONLY):
+                # As SQLAlchemy does: the others are as old, and lead to the server that went away or was demoted.
+                self._pool._invalidate(self._pooled, exc)  # noqa: SLF001 - there is no public way to it
+            else:
+                self._connection.autocommit = self._autocommit_before
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the statement has had its answer
+            self._pooled.invalidate(failure)
+        finally:
+            self._pooled.close()
+
+
+def _live_connection(engine: Engine) -> PoolProxiedConnection:
+    """Take a connection from the pool, after throwing away those that have died there."""
+    for _ in range(_MOST_STALE):
+        pooled = engine.raw_connection()
+        liveness = pooled.info.get(_LIVENESS)
+        if liveness is None:
+            liveness = pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
+        if liveness.is_quiet():
+            break
+        pooled.invalidate()
+        pooled.close()
+    else:
+        pooled = engine.raw_connection()
+        pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
+    return pooled
+
+
+def _has_others(pool: Pool) -> bool:
+    """Whether somebody else who wants a connection gets one without waiting."""
+    return isinstance(pool, QueuePool) and pool.checkedout() < pool.size()
+
+
+class Liveness:
+    """Watches one connection of a driver's, between its statements, without asking the server.
+
+    A server that ends a connection says so, and closes it: then the socket has something to read, which nobody has
+    asked for. So has one of which the server changed a setting, say; to replace that connection does no harm.
+    """
+
+    def __init__(self, driver: Any) -> None:  # noqa: ANN401 - asyncpg has no types
+        pgconn = getattr(driver, "pgconn", None)
+        self._is_closed: Callable[[], bool] = driver.is_closed if pgconn is None else lambda: bool(driver.closed)
+        self._is_readable: Callable[[], object] = lambda: True
+        if self._is_closed():
+            return  # it has no socket any more
+        if pgconn is None:
+            socket = driver._transport.get_extra_info("socket")  # noqa: SLF001 - there is no public way to it
+            self._is_readable = _poll(socket.fileno()) if socket else lambda: False
+        else:
+            self._is_readable = _poll(pgconn.socket)
+
+    def is_quiet(self) -> bool:
+        """Whether the server has neither said anything nor hung up; it takes less than a microsecond."""
+        # asyncpg reads by itself whenever the event loop gets to it, and then nothing is left in the socket.
+        return not (self._is_closed() or self._is_readable())
+
+
+def _poll(descriptor: int) -> Callable[[], object]:
+    if not hasattr(select, "poll"):  # Windows
+        return lambda: select.select([descriptor], [], [], 0)[0]
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return lambda: poll.poll(0)
