@@ -11,13 +11,14 @@ READY := $(VENV)/.ready
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 # As many processes as there are cores, up to four; each has a PostgreSQL of its own.
-PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=4
+# One that has nothing left takes tests over from another.
+PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 # What else to hand to pytest, such as ARGS="-k recovery".
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench bench-migrations fmt check test crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
+.PHONY: help setup demo bench bench-migrations fmt check test whole crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,8 +66,11 @@ check: $(READY) ## check format, lint and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-test: $(READY) ## run the tests on a real PostgreSQL, in random order, and report branch coverage
-	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
+test: $(READY) ## run the tests on a real PostgreSQL, in random order; what takes long is sampled
+	$(PYTEST) $(ARGS)
+
+whole: $(READY) ## run the tests with nothing sampled, and report branch coverage; twice as long
+	SAGA_STORE_TEST_EXTENT=whole $(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
 
 pgbouncer: $(READY) ## run the contract through PgBouncer, over all binds and drivers; needs the program pgbouncer
 	SAGA_STORE_TEST_PGBOUNCER=complete $(PYTEST) tests/test_pgbouncer.py $(ARGS)
@@ -96,7 +100,7 @@ build: $(READY) ## build the source distribution and the wheel into dist/
 verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) check
 	$(MAKE) build
-	$(MAKE) test
+	$(MAKE) whole
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .venv-* .demo .bench .crash .fuzz .postgres build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

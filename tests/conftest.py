@@ -16,6 +16,8 @@ from tests.cqrs_tables import create_tables
 from tests.databases import Database, Databases
 from tests.wheel import Environment, build_wheel, install_wheel
 
+pytest_plugins = ["tests.announcing"]
+
 SERVER = pytest.StashKey[PostgresServer]()
 SHOWN = ("SQLAlchemy", "alembic", "asyncpg", "psycopg")
 

@@ -1,6 +1,10 @@
-"""The contract kit, on memory and on PostgreSQL, with every kind of bind and both drivers."""
+"""The contract kit on memory and on PostgreSQL, over both drivers.
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+In full with an engine and with a connection; with a sessionmaker and a session the subjects in which these differ.
+`make pgbouncer` runs it in full with all four.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -16,17 +20,23 @@ from saga_store.sqlalchemy import SagaExecutionModel, SagaLogModel, SqlAlchemySa
 from saga_store.testing import (
     BAD_INPUTS,
     Age,
+    CheckpointContract,
     CheckpointStorageContract,
     CheckpointUnit,
+    ClaimContract,
+    ConcurrencyContract,
     Contract,
     HistoryStreamContract,
+    InterventionContract,
     LeaseContract,
     LeaseRaceContract,
     RecoveryStorageContract,
     RunContract,
     TransactionContract,
     Transactions,
+    VersionRaceContract,
 )
+from tests.databases import Database, Databases
 
 DRIVERS = ("asyncpg", "psycopg")
 
@@ -142,6 +152,27 @@ class PostgreSQLFixtures:
         return partial(make_older, engine)
 
 
+@pytest.fixture(scope="class")
+def database(databases: Databases, template: Database) -> Iterator[Database]:
+    """One for all tests of a class, whose sagas have ids and names of their own: no contract needs an empty one."""
+    with databases.clone(template) as database:
+        yield database
+
+
+def unit_of(bind: str, engine: AsyncEngine) -> CheckpointUnit:
+    storage = SqlAlchemySagaStorage(OWNING_BINDS[bind](engine))
+    return lambda: nullcontext(storage)
+
+
+def transaction_of(bind: str, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:
+    @asynccontextmanager
+    async def transaction() -> AsyncIterator[tuple[ICheckpointStorage, AsyncSession | AsyncConnection]]:
+        async with JOINING_BINDS[bind](engine) as joined:
+            yield SqlAlchemySagaStorage(joined), joined
+
+    return transaction
+
+
 class TestPostgreSQL(
     PostgreSQLFixtures,
     CheckpointStorageContract,
@@ -152,10 +183,9 @@ class TestPostgreSQL(
     LeaseRaceContract,
     RowCountContract,
 ):
-    @pytest.fixture(params=OWNING_BINDS)
-    def unit(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> CheckpointUnit:
-        storage = SqlAlchemySagaStorage(OWNING_BINDS[request.param](engine))
-        return lambda: nullcontext(storage)
+    @pytest.fixture
+    def unit(self, engine: AsyncEngine) -> CheckpointUnit:
+        return unit_of("engine", engine)
 
 
 class TestPostgreSQLTransaction(
@@ -168,11 +198,39 @@ class TestPostgreSQLTransaction(
     LeaseContract,
     RowCountContract,
 ):
-    @pytest.fixture(params=JOINING_BINDS)
-    def transaction(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:
-        @asynccontextmanager
-        async def transaction() -> AsyncIterator[tuple[ICheckpointStorage, AsyncSession | AsyncConnection]]:
-            async with JOINING_BINDS[request.param](engine) as bind:
-                yield SqlAlchemySagaStorage(bind), bind
+    @pytest.fixture
+    def transaction(self, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:
+        return transaction_of("connection", engine)
 
-        return transaction
+
+class TestSessionmaker(
+    PostgreSQLFixtures,
+    CheckpointContract,
+    ConcurrencyContract,
+    VersionRaceContract,
+    HistoryStreamContract,
+    ClaimContract,
+    InterventionContract,
+    LeaseRaceContract,
+):
+    """What goes another way than with an engine: each kind of statement, to where it is routed, alone and in a crowd."""
+
+    @pytest.fixture
+    def unit(self, engine: AsyncEngine) -> CheckpointUnit:
+        return unit_of("sessionmaker", engine)
+
+
+class TestSession(
+    PostgreSQLFixtures,
+    TransactionContract,
+    CheckpointContract,
+    HistoryStreamContract,
+    ClaimContract,
+    InterventionContract,
+    LeaseContract,
+):
+    """What goes another way than with a connection: each kind of statement, in a transaction that the session began."""
+
+    @pytest.fixture
+    def transaction(self, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:
+        return transaction_of("session", engine)

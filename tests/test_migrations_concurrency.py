@@ -36,13 +36,14 @@ from saga_store.cli import main
 from saga_store.schema import session
 from saga_store.schema.fingerprint import expected_fingerprints
 from tests.databases import Database, Databases
+from tests.extent import WHOLE
 from tests.programs import dump
 from tests.rows import digests, seed
 
 REVISIONS = [revision.revision for revision in schema.history()]
 FIRST, HEAD = REVISIONS[0], REVISIONS[-1]
 DRIVERS = ["psycopg", "asyncpg"]
-KILLS = int(os.environ.get("SAGA_STORE_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("SAGA_STORE_TEST_KILLS", "4" if WHOLE else "2"))
 PATIENCE_SECONDS = 60
 LONG = timedelta(seconds=PATIENCE_SECONDS)
 SHORT = timedelta(seconds=0.5)

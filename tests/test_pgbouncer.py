@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import FunctionType
 from typing import Any
 from uuid import uuid4
@@ -17,7 +17,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from saga_store import (
     Checkpoint,
@@ -35,7 +35,7 @@ from tests import test_contract
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database, Databases
 from tests.pgbouncer import ENGINE_OPTIONS, SETTINGS, pgbouncer
-from tests.test_contract import DRIVERS, JOINING_BINDS, OWNING_BINDS
+from tests.test_contract import DRIVERS, JOINING_BINDS, OWNING_BINDS, transaction_of, unit_of
 from tests.test_readme import ROOT, blocks_of
 
 DOCUMENT = (ROOT / "docs" / "limits.md").read_text()
@@ -85,8 +85,7 @@ class TestContract(test_contract.TestPostgreSQL):
 
     @pytest.fixture(params=OWNING_BINDS if COMPLETE else ["engine"])
     def unit(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> CheckpointUnit:
-        storage = SqlAlchemySagaStorage(OWNING_BINDS[request.param](engine))
-        return lambda: nullcontext(storage)
+        return unit_of(request.param, engine)
 
 
 class TransactionsThroughPgBouncer:
@@ -96,12 +95,7 @@ class TransactionsThroughPgBouncer:
 
     @pytest.fixture(params=JOINING_BINDS if COMPLETE else ["session"])
     def transaction(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:
-        @asynccontextmanager
-        async def transaction() -> AsyncIterator[tuple[ICheckpointStorage, AsyncSession | AsyncConnection]]:
-            async with JOINING_BINDS[request.param](engine) as bind:
-                yield SqlAlchemySagaStorage(bind), bind
-
-        return transaction
+        return transaction_of(request.param, engine)
 
 
 class TestTransactionContract(TransactionsThroughPgBouncer, test_contract.PostgreSQLFixtures, TransactionContract):

@@ -15,13 +15,13 @@ import pytest
 from saga_store.sqlalchemy.tables import REVISION
 from saga_store.testing.postgres import PostgresServer
 from tests.databases import Database, Databases
+from tests.extent import WHOLE
 
 ROOT = Path(__file__).parent.parent
 RELEASES = tomllib.loads((ROOT / "tests" / "releases.toml").read_text())
-# "whole" runs every test of that contract; otherwise a part of it, on one bind for each driver.
-EXTENT = os.environ.get("SAGA_STORE_TEST_PREVIOUS_RELEASE")
 
-# Below the release's own tests: its template is a database that today's migrations made.
+# Below the release's own tests: its template is a database that today's migrations made. Its contract needs no empty
+# one for each test.
 CONFTEST = """
 import os
 from pathlib import Path
@@ -38,9 +38,15 @@ assert Path(saga_store.__file__).is_relative_to(Path.cwd()), "not the release, b
 @pytest.fixture(scope="session")
 def template():
     return Database(make_url(os.environ["MIGRATED_DATABASE"]))
+
+
+@pytest.fixture(scope="session")
+def database(databases, template):
+    with databases.clone(template) as database:
+        yield database
 """
 CONTRACT = "from tests.test_contract import TestPostgreSQL, TestPostgreSQLTransaction\n"
-# What is refused before any SQL, and contexts of every kind, don't depend on the tables.
+# With one bind for each driver. What is refused before any SQL, and contexts of every kind, don't depend on the tables.
 SHORT = "TestPostgreSQL and engine and not refused and not bad and not round_trip and not Transaction"
 
 
@@ -82,7 +88,7 @@ class TestPreviousRelease:
         folder.mkdir()
         (folder / "conftest.py").write_text(CONFTEST)
         (folder / "test_newest_schema.py").write_text(CONTRACT)
-        selection = [] if EXTENT == "whole" else ["-k", SHORT]
+        selection = [] if WHOLE else ["-k", SHORT]
         settings = {
             "PYTHONPATH": str(release),
             "SAGA_STORE_TEST_PG": server.url,
