@@ -1,4 +1,4 @@
-"""How much is tested: `make test` samples what takes long, and CI, with SAGA_STORE_TEST_EXTENT=whole, does all of it."""
+"""How much is tested: `make test` samples what takes long, and CI does all, with SAGA_STORE_TEST_EXTENT=whole."""
 
 import os
 import random

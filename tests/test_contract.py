@@ -213,7 +213,7 @@ class TestSessionmaker(
     InterventionContract,
     LeaseRaceContract,
 ):
-    """What goes another way than with an engine: each kind of statement, to where it is routed, alone and in a crowd."""
+    """What goes another way than with an engine: each kind of statement, where it is routed, alone and in a crowd."""
 
     @pytest.fixture
     def unit(self, engine: AsyncEngine) -> CheckpointUnit:
