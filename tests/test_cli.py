@@ -116,7 +116,10 @@ class TestFailures:
         [
             (["upgrade"], "no database given: set DATABASE_URL"),
             (["check", "--url", "mysql://localhost/shop"], "needs PostgreSQL over psycopg or asyncpg"),
-            (["current", "--url", "postgresql://me:secret@127.0.0.1:1/shop"], "can't connect to postgresql+psycopg"),
+            (
+                ["current", "--url", "postgresql://me:secret@127.0.0.1:1/shop"],
+                "can't connect to shop at 127.0.0.1:1 as me",
+            ),
             (["sql", "saga_store_9999:head"], "there is no revision 'saga_store_9999'"),
         ],
     )

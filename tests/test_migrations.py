@@ -148,7 +148,7 @@ class TestBadUrls:
     def test_a_server_that_is_down_is_named_without_its_password(self) -> None:
         for driver in ("psycopg", "asyncpg"):
             said = fail("upgrade", "head", url=f"postgresql+{driver}://me:secret@127.0.0.1:1/shop")
-            assert f"can't connect to postgresql+{driver}://me:***@127.0.0.1:1/shop" in said
+            assert f"can't connect to shop at 127.0.0.1:1 as me, over {driver}: " in said
             assert "secret" not in said
 
     def test_another_database_or_driver_is_refused(self) -> None:
@@ -157,7 +157,7 @@ class TestBadUrls:
 
     def test_what_is_no_url_is_refused_without_repeating_it(self) -> None:
         said = fail("upgrade", "head", url="secret@localhost")
-        assert "can't be read: set DATABASE_URL" in said
+        assert "doesn't begin with postgresql://" in said
         assert "secret" not in said
 
 

@@ -5,6 +5,7 @@ A verb is added by a module of its own: a function ``register(verbs)``, which st
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,8 @@ from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Verbs
 from saga_store.errors import SagaStoreError
 from saga_store.schema import MigrationLockError
+
+_URL = re.compile(r"postgres(?:ql)?[\w+]*:/|://[^/]*@")
 
 REGISTERED = (migrate.register, adopt.register, grants.register)
 
@@ -31,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = Verbs(parser.add_subparsers(title="commands", required=True, metavar="COMMAND"))
     for register in REGISTERED:
         register(verbs)
+    _refuse_stray_urls(parser, sys.argv[1:] if arguments is None else arguments)
     given = parser.parse_args(arguments)
     console = Console(as_json=given.json)
     try:
@@ -48,3 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("saga-store: interrupted", file=sys.stderr)
         return Exit.INTERRUPTED
     return code
+
+
+def _refuse_stray_urls(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Exit if there is a URL where none belongs, before its password stands in somebody's message."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if _URL.search(argument) and before != "--url" and not argument.startswith("--url="):
+            parser.error("a URL stands where none belongs: give it behind --url, or set DATABASE_URL")

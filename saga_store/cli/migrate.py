@@ -4,13 +4,10 @@ import argparse
 import os
 from dataclasses import asdict
 
-from sqlalchemy import URL
-
 from saga_store import schema
 from saga_store.cli.console import Console
 from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Verbs
-from saga_store.schema.connections import database_url
 
 
 def register(verbs: Verbs) -> None:
@@ -33,9 +30,9 @@ def register(verbs: Verbs) -> None:
     sql.add_argument("--create-schema", action="store_true", help="create the schema if it isn't there")
 
 
-def given_url(given: argparse.Namespace) -> URL:
+def given_url(given: argparse.Namespace) -> str:
     """Return the database that was given to the command."""
-    return database_url(given.url or os.environ.get("DATABASE_URL"))
+    return given.url or os.environ.get("DATABASE_URL", "")
 
 
 def _upgrade(given: argparse.Namespace, console: Console) -> int:

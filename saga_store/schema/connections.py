@@ -1,24 +1,22 @@
 """A connection to migrate on: from a URL, an engine or a connection, with either driver."""
 
 import asyncio
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from saga_store.schema import pooler
+from saga_store.schema.drivers import connect_arguments
 from saga_store.schema.errors import MigrationError
+from saga_store.schema.urls import Address
 
 Bind = str | URL | Engine | Connection
 T = TypeVar("T")
 
-DRIVERS = ("psycopg", "asyncpg")
-HOW_TO_SET = "set DATABASE_URL, such as postgresql+psycopg://user:password@host:5432/database"
 RUN_SYNC = "await connection.run_sync(lambda sync: schema.upgrade(sync))"
 
 
@@ -30,6 +28,10 @@ def connected(bind: Bind, work: Callable[[Connection], T]) -> T:
     """
     if isinstance(bind, AsyncConnection | AsyncEngine):
         raise MigrationError(f"an {type(bind).__name__} can't be used by itself: pass its connection on, {RUN_SYNC}")
+    if isinstance(bind, Connection | Engine) and bind.dialect.name != "postgresql":
+        raise MigrationError(
+            f"saga-store needs PostgreSQL, and this is {bind.dialect.name}: pass another {type(bind).__name__}"
+        )
     if isinstance(bind, Connection):
         if bind.in_transaction():
             raise MigrationError(
@@ -38,64 +40,57 @@ def connected(bind: Bind, work: Callable[[Connection], T]) -> T:
             )
         return work(bind)
     if isinstance(bind, Engine):
-        with _explained(bind.url):
-            connection = bind.connect()
-        with connection:
-            return work(connection)
-    url = database_url(bind)
-    if url.get_driver_name() != "asyncpg":
-        return connected(create_engine(url, poolclass=NullPool), work)
+        return _on_engine(bind, _address_of(bind), work)
+    address = Address.read(bind)
+    url, how = f"postgresql+{address.driver}://", {"connect_args": connect_arguments(address), "poolclass": NullPool}
+    if address.driver == "psycopg":
+        return _on_engine(create_engine(url, **how), address, work)
     if _loop_is_running():
         raise MigrationError(
             "asyncpg can't be used here, inside a running event loop: use a postgresql+psycopg:// URL, or pass a "
             f"connection: {RUN_SYNC}"
         )
-    return asyncio.run(_connected_async(url, work))
+    return asyncio.run(_on_async_engine(create_async_engine(url, **how), address, work))
 
 
-async def _connected_async(url: URL, work: Callable[[Connection], T]) -> T:
-    with _explained(url):
-        connection = await create_async_engine(url, poolclass=NullPool).connect()
+def _on_engine(engine: Engine, address: Address | MigrationError, work: Callable[[Connection], T]) -> T:
+    with _explained(address):
+        connection = engine.connect()
+    with connection:
+        return work(connection)
+
+
+async def _on_async_engine(engine: AsyncEngine, address: Address, work: Callable[[Connection], T]) -> T:
+    with _explained(address):
+        connection = await engine.connect()
     try:
         return await connection.run_sync(work)
     finally:
         await connection.close()
 
 
-def database_url(given: str | URL | None) -> URL:
-    """Return the URL with a driver that is installed; ``postgres://`` and ``postgresql://`` leave the choice to us.
-
-    Raises:
-        MigrationError: It is no URL, names another database or driver, or the driver isn't installed.
-    """
-    if not given:
-        raise MigrationError(f"no database given: {HOW_TO_SET}")
+def _address_of(engine: Engine) -> Address | MigrationError:
+    """Return the address of somebody else's engine, or why its URL may well say something else than they think."""
     try:
-        url = make_url(given)
-    except ArgumentError as exc:
-        raise MigrationError(f"the database's URL can't be read: {HOW_TO_SET}") from exc
-    backend, _, driver = url.drivername.partition("+")
-    if backend not in {"postgres", "postgresql"} or driver not in {"", *DRIVERS}:
-        raise MigrationError(
-            f"saga-store needs PostgreSQL over {' or '.join(DRIVERS)}, not {url.drivername}: {HOW_TO_SET}"
-        )
-    installed = [name for name in DRIVERS if importlib.util.find_spec(name)]
-    wanted = driver or next(iter(installed), DRIVERS[0])
-    if wanted not in installed:
-        raise MigrationError(f"the driver {wanted} isn't installed: pip install saga-store[{wanted}]")
-    return url.set(drivername=f"postgresql+{wanted}")
+        return Address.read(engine.url)
+    except MigrationError as exc:
+        return exc
 
 
 @contextmanager
-def _explained(url: URL) -> Iterator[None]:
+def _explained(address: Address | MigrationError) -> Iterator[None]:
     try:
         yield
     except Exception as exc:
         if pooled := pooler.explained(exc):
             raise pooled from exc
-        reason = str(getattr(exc, "orig", None) or exc).strip()
-        shown = url.render_as_string(hide_password=True)
-        raise MigrationError(f"can't connect to {shown}: {reason}\nIs the server up, and DATABASE_URL right?") from exc
+        if isinstance(address, MigrationError):
+            # What SQLAlchemy took for a host may be the end of a password.
+            raise MigrationError(f"can't connect with this engine, and {address}") from None
+        reason = address.hide(str(getattr(exc, "orig", None) or exc)).rstrip(".?!")
+        error = MigrationError(f"can't connect to {address}: {reason}. Is the server up, and DATABASE_URL right?")
+        # A cause would be printed as it is.
+        raise error from (exc if address.hide(str(exc)) == " ".join(str(exc).split()) else None)
 
 
 def _loop_is_running() -> bool:

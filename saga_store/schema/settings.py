@@ -41,18 +41,23 @@ class Settings:
             "lock_wait": seconds,
         }
         if unknown := arguments.keys() - readers.keys():
-            raise MigrationError(f"there is no setting -x {min(unknown)}: choose among {', '.join(readers)}")
+            raise MigrationError(f"there is no setting -x {_shown(min(unknown))}: choose among {', '.join(readers)}")
         settings = cast("Self", attributes.get("settings") or cls())
         for name, value in arguments.items():
             try:
                 settings = replace(settings, **{name: readers[name](value)})  # type: ignore[arg-type] # of its type
             except ValueError as exc:
-                raise MigrationError(f"-x {name}={value} can't be used: {exc}") from exc
+                raise MigrationError(f"-x {name}={_shown(value)} can't be used: {exc}") from exc
         return settings
 
 
+def _shown(text: str) -> str:
+    """A URL that was put in a wrong place may have a password in it."""
+    return "(a URL)" if "://" in text else text
+
+
 def _name(value: str) -> str:
-    if not value:
+    if not value or "://" in value:
         raise ValueError("give the name of a schema, such as sagas")
     return value
 
