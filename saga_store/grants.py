@@ -1,54 +1,69 @@
-"""What the application's own role may do: the GRANTs, as SQL on paper; no I/O."""
+"""What the application's own role may do: the GRANTs, and the question whether they still hold, as SQL; no I/O."""
 
 EXECUTIONS = "saga_executions"
 LOGS = "saga_logs"
-LOGS_SEQUENCE = "saga_logs_id_seq"
 VERSION_TABLE = "saga_store_version"
+# By what it is, for its name may have been taken.
+SEQUENCE = f"CASE WHEN to_regclass('{LOGS}') IS NOT NULL THEN pg_get_serial_sequence('{LOGS}', 'id') END"
 
 # PostgreSQL cuts off what is longer, and would then talk of somebody else.
 _MAX_IDENTIFIER_BYTES = 63
 # Even in quotes these are no names of a role: PUBLIC is everybody, and NONE is nobody.
 _RESERVED_ROLES = {"public", "none"}
 
+# What the application gets. Whoever only looks gets SELECT, and nothing on the sequence.
+_WANTED = {EXECUTIONS: "SELECT, INSERT, UPDATE", LOGS: "SELECT, INSERT", VERSION_TABLE: "SELECT", SEQUENCE: "USAGE"}
+_WANTED_TO_READ = {EXECUTIONS: "SELECT", LOGS: "SELECT", VERSION_TABLE: "SELECT", SEQUENCE: ""}
+
 _SCRIPT = """\
--- {role_name} may read, insert and update sagas, and read and insert their history, which is append-only.
+-- {role_name} may {may}, and no more.
 -- Run this as the owner of the tables, and again after every migration that adds a table.
 BEGIN;
 
--- GRANT and REVOKE by somebody who may not only warn.
-DO $check$
+-- From here on names are those of one schema, whatever else there is along the search path.
+DO $place$
 BEGIN
-    IF NOT pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = {logs_text}::regclass), 'USAGE') THEN
+    IF {place} IS NULL OR to_regnamespace(quote_ident({place})) IS NULL THEN
+        RAISE invalid_schema_name USING MESSAGE = format('there is no schema %s', {place}),
+            HINT = 'Name the schema of the tables: saga-store grants --schema NAME.';
+    END IF;
+    PERFORM set_config('search_path', quote_ident({place}) || ', pg_temp', TRUE);
+    IF to_regclass('{logs}') IS NULL THEN
+        RAISE undefined_table USING MESSAGE = format('there is no table {logs} in schema %I', current_schema()),
+            HINT = 'Migrate first, or name the schema of the tables: saga-store grants --schema NAME.';
+    END IF;
+    -- GRANT and REVOKE by somebody who may not only warn.
+    IF NOT pg_has_role(current_user, (SELECT relowner FROM pg_class WHERE oid = '{logs}'::regclass), 'USAGE') THEN
         RAISE insufficient_privilege USING
-            MESSAGE = format('%I may not grant on %s', current_user, {logs_text}),
+            MESSAGE = format('%I may not grant on %I', current_user, '{logs}'),
             HINT = 'Run this as the owner of the tables.';
     END IF;
 END
-$check$;
+$place$;
 
-GRANT USAGE ON SCHEMA {schema} TO {role};
+-- Whatever it was granted before ends here, by default privileges, too; nobody sees the moment in between.
+REVOKE ALL ON TABLE {executions}, {logs}, {version} FROM {role};
+{grants}
 
--- Whatever it was granted before ends here; nobody sees the moment in between.
-REVOKE ALL ON TABLE {executions}, {logs} FROM {role};
-REVOKE ALL ON SEQUENCE {sequence} FROM {role};
-GRANT SELECT, INSERT, UPDATE ON TABLE {executions} TO {role};
-GRANT SELECT, INSERT ON TABLE {logs} TO {role};
-GRANT USAGE ON SEQUENCE {sequence} TO {role};
--- So that the storage can say which migration is missing.
-GRANT SELECT ON TABLE {version} TO {role};
-
--- A superuser, the owner, a member of either or of pg_write_all_data, or everybody by way of PUBLIC could do more.
-DO $check$
+-- The sequence has another name where this one was taken.
+DO $names$
 BEGIN
-    IF pg_has_role({role_text}, (SELECT relowner FROM pg_class WHERE oid = {logs_text}::regclass), 'MEMBER')
-        OR has_any_column_privilege({role_text}, {logs_text}, 'UPDATE')
-        OR has_table_privilege({role_text}, {logs_text}, 'DELETE, TRUNCATE')
-        OR has_table_privilege({role_text}, {executions_text}, 'DELETE, TRUNCATE')
-    THEN
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), {role_text});
+    EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %I', pg_get_serial_sequence('{logs}', 'id'), {role_text});{sequence}
+END
+$names$;
+
+-- A superuser, the owner, a member of either, or everybody by way of PUBLIC could do more.
+DO $check$
+DECLARE
+    faults text := (SELECT string_agg(fault, E'\n' ORDER BY fault) FROM ({faults}) AS found);
+BEGIN
+    IF faults IS NOT NULL THEN
         RAISE EXCEPTION USING
-            MESSAGE = format('%I could still change or delete history, so nothing was granted', {role_text}),
+            MESSAGE = format('%I could do other things than it should, so nothing was granted:', {role_text})
+                || E'\\n' || faults,
             HINT = 'Give the application a role of its own, which neither is nor belongs to the owner of the tables'
-                ' or a superuser; and look for privileges of PUBLIC and of the roles that it belongs to (\\dp, \\du).';
+                ' or a superuser; and take back what PUBLIC and the roles that it belongs to may do (\\dp, \\du).';
     END IF;
 END
 $check$;
@@ -56,43 +71,123 @@ $check$;
 COMMIT;
 """
 
+# A line for each thing that the role can do and shouldn't, or should and can't, in the schema that comes first in the
+# search path. What a role may do that it belongs to counts, inherited or not, for it can SET ROLE to that.
+_FAULTS = """
+WITH me AS (SELECT oid, rolname, rolsuper, rolcreaterole FROM pg_roles WHERE rolname = {role}),
+objects AS (
+    SELECT c.oid, w.kind, c.relname AS name, c.relowner AS owner, w.wanted
+    FROM (VALUES {objects}) AS w (kind, found, wanted) JOIN pg_class c ON c.oid = to_regclass(w.found)
+),
+others AS (
+    SELECT r.oid, r.rolname, r.rolsuper
+    FROM me JOIN pg_roles r ON r.oid <> me.oid AND pg_has_role(me.oid, r.oid, 'MEMBER') AND NOT me.rolsuper
+),
+owners AS (
+    SELECT owner, 'the tables' AS what FROM objects
+    UNION SELECT nspowner, 'the schema' FROM pg_namespace WHERE nspname = current_schema()
+),
+privileges AS (
+    SELECT 'TABLE' AS kind, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
+        || CASE WHEN CAST(current_setting('server_version_num') AS integer) >= 170000 THEN ARRAY['MAINTAIN'] END
+    ) AS name
+    UNION ALL SELECT 'SEQUENCE', unnest(ARRAY['USAGE', 'UPDATE'])
+),
+held AS (
+    SELECT holder.oid AS holder, o.name AS object, o.kind, o.wanted, p.name AS privilege,
+        p.name = ANY (string_to_array(o.wanted, ', ')) AS is_wanted, holder.oid IN (SELECT oid FROM me) AS is_mine,
+        CASE o.kind WHEN 'SEQUENCE' THEN has_sequence_privilege(holder.oid, o.oid, p.name)
+            ELSE has_table_privilege(holder.oid, o.oid, p.name) END AS is_held,
+        CASE WHEN o.kind = 'TABLE' AND p.name IN ('INSERT', 'UPDATE', 'REFERENCES')
+            THEN has_any_column_privilege(holder.oid, o.oid, p.name) ELSE FALSE END AS is_held_in_part
+    FROM (SELECT oid FROM me WHERE NOT rolsuper UNION ALL SELECT oid FROM others WHERE NOT rolsuper) AS holder
+    CROSS JOIN objects o JOIN privileges p ON p.kind = o.kind
+    WHERE holder.oid NOT IN (SELECT owner FROM owners)
+)
+SELECT 'there is no role of this name' AS fault WHERE NOT EXISTS (SELECT FROM me)
+UNION ALL SELECT 'there is no table ' || w.found || ' here' FROM (VALUES {objects}) AS w (kind, found, wanted)
+    WHERE w.kind = 'TABLE' AND to_regclass(w.found) IS NULL
+UNION ALL SELECT 'it is a superuser' FROM me WHERE rolsuper
+UNION ALL SELECT 'it belongs to ' || quote_ident(rolname) || ', a superuser' FROM others WHERE rolsuper
+UNION ALL SELECT 'it may make itself a member of other roles (CREATEROLE)' FROM me
+    WHERE rolcreaterole AND NOT rolsuper AND CAST(current_setting('server_version_num') AS integer) < 160000
+UNION ALL SELECT 'it belongs to ' || rolname || ', which may do anything on the server' FROM others
+    WHERE rolname IN ('pg_execute_server_program', 'pg_write_server_files')
+UNION ALL SELECT 'it owns ' || what FROM owners JOIN me ON me.oid = owner WHERE NOT rolsuper
+UNION ALL SELECT 'it belongs to ' || quote_ident(rolname) || ', which owns ' || what
+    FROM owners JOIN others ON others.oid = owner WHERE NOT rolsuper
+UNION ALL SELECT 'it may ' || privilege || ' on ' || quote_ident(object)
+        || CASE WHEN is_held THEN '' ELSE ', some columns' END
+        || CASE WHEN is_mine THEN ' (by itself, by PUBLIC or by a role that it belongs to)'
+            ELSE ' as ' || quote_ident(pg_get_userbyid(holder)) END
+    FROM held WHERE (is_held OR is_held_in_part) AND NOT is_wanted AND privilege <> 'SELECT'
+        AND (is_mine OR NOT EXISTS (SELECT FROM held AS mine WHERE mine.is_mine AND mine.object = held.object
+            AND mine.privilege = held.privilege AND (mine.is_held OR mine.is_held_in_part)))
+UNION ALL SELECT 'it may not ' || privilege || ' on ' || quote_ident(object)
+    FROM held WHERE is_mine AND is_wanted AND NOT is_held
+UNION ALL SELECT 'it may not use the schema' FROM me WHERE NOT has_schema_privilege(me.oid, current_schema(), 'USAGE')
+"""
 
-def grants(role: str, *, schema: str = "public") -> str:
+
+def grants(role: str, *, schema: str | None = "public", read_only: bool = False) -> str:
     """Return the SQL that lets a role use the storage, and no more: a script in one transaction, for psql.
 
     With it the role may read, insert and update ``saga_executions``, read and insert ``saga_logs``, and read the
-    version table. It may neither change nor delete history, nor delete sagas, nor alter the tables: what it was granted
-    on the first two before is revoked. The script fails, and changes nothing, if the role doesn't exist, if a table
-    doesn't, or if the role could do more than that all the same, as the owner of the tables could.
+    version table; ``read_only``, for views and reports: read the three, and nothing else. It may neither change nor
+    delete history, nor delete sagas, nor alter the tables, nor turn back their sequence: what it was granted on them
+    before is revoked. The script fails, and changes nothing, if the role doesn't exist, if a table doesn't, or if the
+    role could do more than that all the same, as the owner of the tables could.
 
     Args:
         role: The role that the application connects as, spelled as in ``pg_roles``.
-        schema: The schema that the tables are in.
+        schema: The schema that the tables are in; None for the first one of the session's search_path that exists.
+        read_only: Whether the role shall only read.
 
     Raises:
         ValueError: A name that PostgreSQL can't have: empty, longer than 63 bytes, with NUL; or PUBLIC for a role.
     """
-    _check_name("role", role)
-    if role.lower() in _RESERVED_ROLES:
-        raise ValueError(f"role must be a single role, not {role!r}: give the application a role of its own")
-    _check_name("schema", schema)
-
-    def table(name: str) -> str:
-        return f"{_identifier(schema)}.{_identifier(name)}"
-
+    check_names(role, schema)
+    wanted = _WANTED_TO_READ if read_only else _WANTED
+    tables = [name for name in wanted if name != SEQUENCE]
     return _SCRIPT.format(
         # A comment ends with its line.
         role_name=" ".join(role.splitlines()),
+        may="read sagas and their history"
+        if read_only
+        else "read, insert and update sagas, and read and insert their history, which is append-only",
+        place="current_schema()" if schema is None else _literal(schema),
         role=_identifier(role),
         role_text=_literal(role),
-        schema=_identifier(schema),
-        executions=table(EXECUTIONS),
-        executions_text=_literal(table(EXECUTIONS)),
-        logs=table(LOGS),
-        logs_text=_literal(table(LOGS)),
-        sequence=table(LOGS_SEQUENCE),
-        version=table(VERSION_TABLE),
+        executions=EXECUTIONS,
+        logs=LOGS,
+        version=VERSION_TABLE,
+        grants="\n".join(f"GRANT {wanted[table]} ON TABLE {table} TO {_identifier(role)};" for table in tables),
+        sequence=""
+        if read_only
+        else f"""
+    EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', pg_get_serial_sequence('{LOGS}', 'id'), {_literal(role)});""",
+        faults=faults_query(_literal(role), read_only=read_only),
     )
+
+
+def faults_query(role: str, *, read_only: bool = False) -> str:
+    """Return the query for what of the privileges isn't as ``grants`` makes them; the role is a literal or a parameter.
+
+    It returns a text for each fault, of the schema that comes first in the search path.
+    """
+    wanted = _WANTED_TO_READ if read_only else _WANTED
+    rows = [f"('TABLE', '{name}', '{privileges}')" for name, privileges in wanted.items() if name != SEQUENCE]
+    rows.append(f"('SEQUENCE', {SEQUENCE}, '{wanted[SEQUENCE]}')")
+    return _FAULTS.format(role=role, objects=", ".join(rows))
+
+
+def check_names(role: str, schema: str | None) -> None:
+    """Raise ValueError for what can be no name in PostgreSQL, or is more than one role."""
+    _check_name("role", role)
+    if role.lower() in _RESERVED_ROLES:
+        raise ValueError(f"role must be a single role, not {role!r}: give the application a role of its own")
+    if schema is not None:
+        _check_name("schema", schema)
 
 
 def _check_name(what: str, name: str) -> None:

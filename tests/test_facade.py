@@ -130,7 +130,7 @@ ALLOWED = {
     },
     "recovery": {"storage", "run", "model", "errors"},
     "cqrs": {"cqrs", "interface", "storage", "run", "validation", "model", "errors"},
-    "schema": {"schema", "sqlalchemy", "errors"},
+    "schema": {"schema", "sqlalchemy", "grants", "errors"},
     "adoption": {"adoption", "schema", "migrations", "sqlalchemy", "model"},
     # The command is on top of all else, and nothing imports it.
     "cli": {"cli", "adoption", "schema", "grants", "errors"},

@@ -1,5 +1,6 @@
 """Least privilege: the role that the printed GRANTs make keeps the contract, and can do no more."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from saga_store.errors import SchemaError
 from saga_store.grants import grants
+from saga_store.schema import check_grants
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.tables import REVISION
 from saga_store.testing import (
@@ -209,25 +211,46 @@ class TestScript:
             run(database, grants("nobody_here"))
 
     @pytest.mark.parametrize(
-        "power",
+        ("power", "fault"),
         [
-            "ALTER TABLE saga_logs OWNER TO {role}",
-            "GRANT {owner} TO {role}",
-            "GRANT pg_write_all_data TO {role}",
-            "GRANT DELETE ON saga_logs TO PUBLIC",
-            "GRANT UPDATE (details) ON saga_logs TO PUBLIC",
-            "GRANT TRUNCATE ON saga_executions TO PUBLIC",
-            "ALTER ROLE {role} SUPERUSER",
+            ("ALTER TABLE saga_logs OWNER TO {role}", "it owns the tables"),
+            ("ALTER TABLE saga_executions OWNER TO {role}", "it owns the tables"),
+            ("GRANT {owner} TO {role}", "it belongs to {owner}, a superuser"),
+            ("GRANT pg_write_all_data TO {role}", "it may DELETE on saga_executions"),
+            ("GRANT pg_write_server_files TO {role}", "it belongs to pg_write_server_files"),
+            ("GRANT DELETE ON saga_logs TO PUBLIC", "it may DELETE on saga_logs"),
+            ("GRANT UPDATE (details) ON saga_logs TO PUBLIC", "it may UPDATE on saga_logs, some columns"),
+            ("GRANT TRUNCATE ON saga_executions TO PUBLIC", "it may TRUNCATE on saga_executions"),
+            ("GRANT TRIGGER ON saga_executions TO PUBLIC", "it may TRIGGER on saga_executions"),
+            (
+                "GRANT REFERENCES (id) ON saga_executions TO PUBLIC",
+                "it may REFERENCES on saga_executions, some columns",
+            ),
+            ("GRANT UPDATE ON saga_store_version TO PUBLIC", "it may UPDATE on saga_store_version"),
+            ("GRANT UPDATE ON SEQUENCE saga_logs_id_seq TO PUBLIC", "it may UPDATE on saga_logs_id_seq"),
+            ("ALTER ROLE {role} SUPERUSER", "it is a superuser"),
         ],
     )
-    def test_a_role_that_could_do_more_is_refused(self, database: Database, role: str, power: str) -> None:
+    def test_a_role_that_could_do_more_is_refused(self, database: Database, role: str, power: str, fault: str) -> None:
         """Grants that limit nothing would be a false comfort: the script fails, and grants nothing."""
-        run(database, power.format(role=role, owner=database.address.username))
+        names = {"role": role, "owner": database.address.username}
+        run(database, power.format(**names))
         before = privileges(database, role)
-        with pytest.raises(errors.RaiseException, match="could still change or delete history"):
+        said = "(?s)could do other things than it should, so nothing was granted:.*" + re.escape(fault.format(**names))
+        with pytest.raises(errors.RaiseException, match=said):
             run(database, grants(role))
         assert privileges(database, role) == before
-        run(database, f"ALTER TABLE saga_logs OWNER TO CURRENT_USER; ALTER ROLE {role} NOSUPERUSER")
+        assert any(line.startswith(fault.format(**names)) for line in check_grants(database.url(), role))
+        for table in ("saga_logs", "saga_executions"):
+            run(database, f"ALTER TABLE {table} OWNER TO CURRENT_USER")
+        run(database, f"ALTER ROLE {role} NOSUPERUSER")
+
+    def test_what_it_could_do_as_another_role(self, database: Database, role: str) -> None:
+        """One that it belongs to and doesn't inherit from, for it can SET ROLE to that."""
+        with role_on(database, f"{role}_group") as group:
+            run(database, f"GRANT DELETE ON saga_logs TO {group}; ALTER ROLE {role} NOINHERIT; GRANT {group} TO {role}")
+            with pytest.raises(errors.RaiseException, match=f"it may DELETE on saga_logs as {group}"):
+                run(database, grants(role))
 
     def test_who_may_not_grant_is_told(self, database: Database, role: str) -> None:
         """PostgreSQL itself would only warn somebody who has privileges but no right to pass them on."""

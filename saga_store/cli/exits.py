@@ -20,6 +20,6 @@ class Exit(IntEnum):
     USAGE = 2, "wrong usage"
     BEHIND = 3, "check: the database is behind this release"
     AHEAD = 4, "check: the database is at a revision that this release doesn't know"
-    DRIFTED = 5, "check: the tables differ from what their revision makes"
+    DRIFTED = 5, "check: the tables differ from what their revision makes; grants --check: the privileges differ"
     LOCKED = 6, "a lock wasn't to be had in time; nothing is half done, try again"
     INTERRUPTED = 130, "interrupted"

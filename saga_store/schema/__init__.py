@@ -20,6 +20,7 @@ from saga_store.schema.checking import Check, State, check_connection
 from saga_store.schema.connections import Bind, connected
 from saga_store.schema.errors import MigrationError, MigrationLockError
 from saga_store.schema.fingerprint import enter_schema
+from saga_store.schema.privileges import check_grants, require_readable
 from saga_store.schema.progress import Progress, Report
 from saga_store.schema.scripts import make_config, recorded_revision
 from saga_store.schema.settings import LOCK_WAIT, Settings
@@ -33,6 +34,7 @@ __all__ = [
     "Revision",
     "State",
     "check",
+    "check_grants",
     "current",
     "downgrade",
     "history",
@@ -149,6 +151,7 @@ def sql(start: str = "base", end: str = "head", *, schema: str | None = None, cr
 def _read_revision(connection: Connection, schema: str | None) -> str | None:
     with connection.begin():
         enter_schema(connection, schema)
+        require_readable(connection, schema)
         return recorded_revision(connection)
 
 

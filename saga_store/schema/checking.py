@@ -6,6 +6,7 @@ from enum import StrEnum
 from sqlalchemy import Connection
 
 from saga_store.schema.fingerprint import differences, enter_schema, expected_fingerprints, read_fingerprint
+from saga_store.schema.privileges import require_readable
 from saga_store.schema.scripts import recorded_revision
 from saga_store.sqlalchemy.tables import REVISION
 
@@ -45,6 +46,7 @@ def check_connection(connection: Connection, schema: str | None) -> Check:
     """Read, in one transaction that changes nothing, and that may go through any pooler."""
     with connection.begin():
         enter_schema(connection, schema)
+        require_readable(connection, schema)
         found = recorded_revision(connection)
         fingerprint = read_fingerprint(connection)
     expected = expected_fingerprints()

@@ -44,6 +44,16 @@ _AT_REVISION = """
         RAISE EXCEPTION 'this script leads on from %, and the database is at %', {revision}, COALESCE(found, 'none');
     END IF;
 """
+# CREATE SCHEMA IF NOT EXISTS is refused to a role that may create none, also where there is one.
+_CREATE_SCHEMA = """
+DO $create$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {literal}) THEN
+        CREATE SCHEMA {name};
+    END IF;
+END
+$create$
+"""
 _UNLOCK = f"DO $unlock$ BEGIN PERFORM pg_advisory_unlock({_KEY}); END $unlock$"
 
 
@@ -54,7 +64,7 @@ def begin(settings: Settings, *, stamps: bool) -> None:
     if settings.schema:
         name = '"' + settings.schema.replace('"', '""') + '"'
         if settings.create_schema:
-            _write(f"CREATE SCHEMA IF NOT EXISTS {name}")
+            _write(_CREATE_SCHEMA.format(literal=_literal(settings.schema), name=name).strip())
         _write(f"SET search_path = {name}")
     start = context.get_starting_revision_argument()
     start = start[0] if isinstance(start, tuple) and start else start

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateSchema
 
 from saga_store.schema.errors import MigrationError, MigrationLockError
 from saga_store.schema.patience import Patience
@@ -18,8 +19,12 @@ KEY = f"hashtextextended('{VERSION_TABLE}:' || {{schema}}, 0)"
 """The key of the migration lock: of its database, as all advisory locks are, of one schema and its version table."""
 
 
-def quoted(connection: Connection, name: str) -> str:
-    return connection.dialect.identifier_preparer.quote_identifier(name)
+_EXISTS = text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
+
+
+def quoted(name: str) -> str:
+    """Quote a name as a value has it; the dialect's own quoting is for statements, where percent signs are doubled."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 @contextlib.contextmanager
@@ -31,7 +36,7 @@ def target_schema(connection: Connection, settings: Settings) -> Iterator[str]:
         name = settings.schema
         with connection.begin():
             if name is not None:
-                _set(connection, "search_path", quoted(connection, name))
+                _set(connection, "search_path", quoted(name))
             found = connection.scalar(text("SELECT current_schema()"))
         if name is None and found is None:
             raise MigrationError("no schema of the session's search_path exists: create it, or name one as schema")
@@ -51,8 +56,7 @@ def migration(connection: Connection, settings: Settings, schema: str) -> Iterat
 
 def require_schema(connection: Connection, schema: str) -> None:
     """Raise MigrationError if there is no such schema."""
-    query = text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
-    if connection.scalar(query, {"schema": schema}) is None:
+    if connection.scalar(_EXISTS, {"schema": schema}) is None:
         raise MigrationError(
             f"there is no schema {schema!r}: correct the name, or have it created with --create-schema "
             "(alembic: -x create_schema=true)"
@@ -60,8 +64,9 @@ def require_schema(connection: Connection, schema: str) -> None:
 
 
 def _see_to(connection: Connection, settings: Settings, schema: str) -> None:
-    if settings.create_schema and settings.schema:
-        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted(connection, schema)}"))
+    # Asked first: CREATE SCHEMA IF NOT EXISTS is refused to a role that may create none, also where there is one.
+    if settings.create_schema and settings.schema and connection.scalar(_EXISTS, {"schema": schema}) is None:
+        connection.execute(CreateSchema(schema, if_not_exists=True))
     require_schema(connection, schema)
 
 
