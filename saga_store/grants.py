@@ -183,14 +183,22 @@ def faults_query(role: str, *, read_only: bool = False) -> str:
 
 def check_names(role: str, schema: str | None) -> None:
     """Raise ValueError for what can be no name in PostgreSQL, or is more than one role."""
-    _check_name("role", role)
+    check_name("role", role)
     if role.lower() in _RESERVED_ROLES:
         raise ValueError(f"role must be a single role, not {role!r}: give the application a role of its own")
     if schema is not None:
-        _check_name("schema", schema)
+        check_schema(schema)
 
 
-def _check_name(what: str, name: str) -> None:
+def check_schema(name: str) -> None:
+    """Raise ValueError for what can be no schema, or none that a search_path can name."""
+    check_name("schema", name)
+    if name == "$user" or name.startswith("pg_"):
+        raise ValueError(f"schema must not be {name!r}, which has a meaning of its own in a search_path: take another")
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise ValueError for what can be no name in PostgreSQL."""
     if not name:
         raise ValueError(f"{what} must not be empty")
     if "\0" in name:

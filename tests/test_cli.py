@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
@@ -133,12 +134,25 @@ class TestFailures:
         assert "secret" not in said.err
         assert said.out == ""
 
-    @pytest.mark.parametrize("line", [[], ["upgrade", "--lock-wait", "soon"], ["upgrade", "--lock-wait", "-1"]])
+    @pytest.mark.parametrize("line", [["upgrade", "--lock-wait", "soon"], ["upgrade", "--lock-wait", "-1"]])
     def test_wrong_usage_exits_as_argparse_does(self, line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as info:
             main(line)
         assert info.value.code == Exit.USAGE
         assert "usage: saga-store" in capsys.readouterr().err
+
+    def test_alone_it_prints_its_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """All of it, with each command; but it was told to do nothing, which a pipeline has to notice."""
+        assert main([]) == Exit.USAGE
+        said = capsys.readouterr().out
+        assert said.startswith("usage: saga-store")
+        assert "Bring the database up to date." in said
+
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as info:
+            main(["--version"])
+        assert info.value.code == Exit.DONE
+        assert capsys.readouterr().out == f"saga-store {version('saga-store')}\n"
 
     def test_a_failure_for_a_machine(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["current", "--json"]) == Exit.FAILED

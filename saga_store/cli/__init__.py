@@ -4,16 +4,16 @@ A verb is added by a module of its own: a function ``register(verbs)``, which st
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from saga_store.cli import adopt, grants, migrate
-from saga_store.cli.console import Console
+from saga_store.cli.console import Console, UnprintableError, close, warn
 from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Verbs
 from saga_store.errors import SagaStoreError
@@ -31,27 +31,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Manage saga-store's tables in PostgreSQL.",
         epilog="Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit),
     )
-    verbs = Verbs(parser.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('saga-store')}")
+    verbs = Verbs(parser.add_subparsers(title="commands", metavar="COMMAND"))
     for register in REGISTERED:
         register(verbs)
-    _refuse_stray_urls(parser, sys.argv[1:] if arguments is None else arguments)
-    given = parser.parse_args(arguments)
-    console = Console(as_json=given.json)
     try:
-        code = int(given.run(given, console))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever reads the output has had enough, as `head` does. Python would write the rest when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.FAILED
+        arguments = sys.argv[1:] if arguments is None else arguments
+        _refuse_stray_urls(parser, arguments)
+        given = parser.parse_args(arguments)
+        if not hasattr(given, "run"):
+            parser.print_help()
+            return Exit.USAGE
+        return _run(given, Console(as_json=given.json))
+    finally:
+        close()
+
+
+def _run(given: argparse.Namespace, console: Console) -> int:
+    try:
+        return int(given.run(given, console))
     except MigrationLockError as exc:
         return console.fail(exc, Exit.LOCKED)
-    except (SagaStoreError, CommandError, SQLAlchemyError) as exc:
+    except (SagaStoreError, CommandError, SQLAlchemyError, UnprintableError) as exc:
         return console.fail(exc, Exit.FAILED)
     except KeyboardInterrupt:
-        print("saga-store: interrupted", file=sys.stderr)
+        warn("interrupted")
         return Exit.INTERRUPTED
-    return code
 
 
 def _refuse_stray_urls(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

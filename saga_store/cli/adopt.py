@@ -50,7 +50,7 @@ def _adopt(given: argparse.Namespace, console: Console) -> int:
     _refuse_other_names()
     plan = adoption.plan(given_url(given), given.goal, schema=given.schema, rewrite_below=given.rewrite_below)
     if not given.execute:
-        console.result(_described(plan), executed=False, **asdict(plan))
+        console.product(_described(plan), executed=False, **asdict(plan))
         return Exit.FAILED if plan.refusals else Exit.DONE
     where = {"schema": given.schema, "lock_wait": given.lock_wait, "report": console.report}
     if given.goal == "finish":

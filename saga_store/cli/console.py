@@ -1,11 +1,22 @@
-"""What the command prints, and where: results to stdout, for a person or as JSON; everything else to stderr."""
+"""What the command prints, and where: results to stdout, for a person or as JSON; everything else to stderr.
+
+A line that can't be written (a full disk, a reader that has gone, a descriptor that is closed) undoes nothing, and so
+never makes a failure of work that was done; what is asked for only to be read fails with it.
+"""
 
 import json
 import logging
+import os
 import sys
+from contextlib import suppress
+from typing import TextIO
 
 from saga_store.cli.exits import Exit
 from saga_store.schema.progress import LogReport, Progress
+
+
+class UnprintableError(Exception):
+    """What was asked for couldn't be written to stdout; without a message if nobody wants to read on."""
 
 
 class Console:
@@ -13,7 +24,7 @@ class Console:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._on_terminal = sys.stderr.isatty()
+        self._on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._log = LogReport()
         # What is being done, by Alembic's log and ours.
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
@@ -22,22 +33,84 @@ class Console:
         logging.getLogger("alembic.runtime.migration").addFilter(_says_what_runs)
 
     def result(self, text: str, **facts: object) -> None:
-        """Print the text, or the facts as JSON."""
-        print(json.dumps(facts) if self._as_json else text)
+        """Print what was done, or what the exit code tells as well: the text, or the facts as JSON."""
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            self.product(text.encode(encoding, "backslashreplace").decode(encoding), **facts)
+        except UnprintableError as exc:
+            if str(exc):
+                warn(f"what was done couldn't be printed: {exc}")
+
+    def product(self, text: str, **facts: object) -> None:
+        """Print what the command was called for.
+
+        Raises:
+            UnprintableError: It couldn't be written.
+        """
+        if sys.stdout is None:
+            raise UnprintableError("stdout is closed")
+        try:
+            # A script in which a letter was replaced would name something else.
+            print(json.dumps(facts) if self._as_json else text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever reads the output has had enough, as `head` does.
+            _give_up(sys.stdout)
+            raise UnprintableError from None
+        except UnicodeEncodeError as exc:
+            raise UnprintableError(
+                f"stdout is {exc.encoding}, which has no {exc.object[exc.start]!a}: set PYTHONIOENCODING=utf-8, or "
+                "have it as --json"
+            ) from None
+        except (OSError, ValueError) as exc:
+            _give_up(sys.stdout)
+            raise UnprintableError(f"stdout: {exc}") from None
 
     def report(self, progress: Progress) -> None:
         """Show progress: on a terminal in one line that is written over, in a log by a line now and then."""
         if self._on_terminal:
-            print(f"\r\033[K{progress}", end="\n" if progress.finished else "", file=sys.stderr, flush=True)
+            _write(sys.stderr, f"\r\033[K{progress}" + ("\n" if progress.finished else ""))
         else:
             self._log(progress)
 
     def fail(self, exc: BaseException, code: Exit) -> Exit:
         message = str(getattr(exc, "orig", None) or exc).strip()
-        print(f"saga-store: {message}", file=sys.stderr)
+        if message:
+            warn(message)
         if self._as_json:
             self.result("", error=message, exit_code=code.value)
         return code
+
+
+def warn(message: str) -> None:
+    """Say something to whoever reads stderr."""
+    _write(sys.stderr, f"saga-store: {message}\n")
+
+
+def close() -> None:
+    """Flush both, so that Python has nothing left to write when it exits, nor another exit code to give."""
+    for stream in (sys.stdout, sys.stderr):
+        _write(stream, "")
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError):
+        _give_up(stream)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let what is still in its buffer, and all that follows, go nowhere."""
+    with suppress(OSError, ValueError):
+        descriptor = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        if nowhere != descriptor:
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
 
 
 def _says_what_runs(record: logging.LogRecord) -> bool:

@@ -31,7 +31,7 @@ def _grants(given: argparse.Namespace, console: Console) -> int:
         script = grants(given.role, schema=given.schema, read_only=given.read_only)
     except ValueError as exc:
         return console.fail(exc, Exit.USAGE)
-    console.result(script.rstrip(), sql=script)
+    console.product(script.rstrip(), sql=script)
     return Exit.DONE
 
 

@@ -61,7 +61,7 @@ def _stamp(given: argparse.Namespace, console: Console) -> int:
 
 def _current(given: argparse.Namespace, console: Console) -> int:
     found = schema.current(given_url(given), schema=given.schema)
-    console.result(found or "none", revision=found)
+    console.product(found or "none", revision=found)
     return Exit.DONE
 
 
@@ -83,12 +83,12 @@ def _check(given: argparse.Namespace, console: Console) -> int:
 def _history(_given: argparse.Namespace, console: Console) -> int:
     revisions = schema.history()
     lines = [f"{found.revision}  {found.description}" for found in revisions]
-    console.result("\n".join(lines), revisions=[asdict(found) for found in revisions])
+    console.product("\n".join(lines), revisions=[asdict(found) for found in revisions])
     return Exit.DONE
 
 
 def _sql(given: argparse.Namespace, console: Console) -> int:
     start, _, end = given.range.partition(":")
     script = schema.sql(start or "base", end or "head", schema=given.schema, create_schema=given.create_schema)
-    console.result(script.rstrip(), sql=script)
+    console.product(script.rstrip(), sql=script)
     return Exit.DONE

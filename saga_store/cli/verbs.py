@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from saga_store.cli.console import Console
+from saga_store.grants import check_schema
 from saga_store.schema.settings import LOCK_WAIT, seconds
 
 Run = Callable[[argparse.Namespace, Console], int]
@@ -29,7 +30,9 @@ class Verbs:
         parser = self._subparsers.add_parser(name, help=summary, description=summary)
         parser.set_defaults(run=run)
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        parser.add_argument("--schema", metavar="NAME", help="where the tables are (default: by the search_path)")
+        parser.add_argument(
+            "--schema", metavar="NAME", type=_schema, help="where the tables are (default: by the search_path)"
+        )
         if database:
             parser.add_argument("--url", help="the database; without it, DATABASE_URL of the environment")
         if waits:
@@ -41,6 +44,14 @@ class Verbs:
                 help="how long to wait for another migration, and then in each revision for the tables (default: 60)",
             )
         return parser
+
+
+def _schema(name: str) -> str:
+    try:
+        check_schema(name)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return name
 
 
 def _seconds(value: str) -> timedelta:

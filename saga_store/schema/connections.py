@@ -84,6 +84,12 @@ def _explained(address: Address | MigrationError) -> Iterator[None]:
     except Exception as exc:
         if pooled := pooler.explained(exc):
             raise pooled from exc
+        if isinstance(exc, TypeError) and "bytes-like" in str(exc):
+            # psycopg, where nothing says how the server's bytes are to be read.
+            raise MigrationError(
+                "the database is SQL_ASCII, and SQLAlchemy can't use what psycopg makes of that: "
+                "create_engine(..., client_encoding='utf8')"
+            ) from exc
         if isinstance(address, MigrationError):
             # What SQLAlchemy took for a host may be the end of a password.
             raise MigrationError(f"can't connect with this engine, and {address}") from None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Self, cast
 
+from saga_store.grants import check_schema
 from saga_store.schema.errors import MigrationError
 
 LOCK_WAIT = timedelta(seconds=60)
@@ -59,6 +60,7 @@ def _shown(text: str) -> str:
 def _name(value: str) -> str:
     if not value or "://" in value:
         raise ValueError("give the name of a schema, such as sagas")
+    check_schema(value)
     return value
 
 
