@@ -15,7 +15,7 @@ from saga_store.errors import (
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.interface import ICheckpointStorage, IHistoryStorage, IRecoveryStorage, ISagaStorage
+from saga_store.interface import ICheckpointStorage, IHistoryStorage, IInspectionStorage, IRecoveryStorage, ISagaStorage
 from saga_store.memory import MemoryDatabase, MemorySagaStorage, MemorySession
 from saga_store.model import (
     Checkpoint,
@@ -35,6 +35,7 @@ __all__ = [
     "Context",
     "ICheckpointStorage",
     "IHistoryStorage",
+    "IInspectionStorage",
     "IRecoveryStorage",
     "ISagaStorage",
     "InvalidSagaDataError",

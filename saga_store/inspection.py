@@ -37,6 +37,8 @@ DETAILS_SHOWN = 2000
 SAGAS_SEEN = 5000
 """Of how many sagas of a kind a view reads histories to find what is asked for: the oldest unfinished ones, the newest
 finished ones."""
+RECORD_SHOWN = 100_000
+"""How many characters of an intervention's record are read."""
 MOST_COUNTED = 100_000
 """At how many ``count_sagas`` stops."""
 FINISHED_WINDOW = timedelta(hours=24)
@@ -439,7 +441,7 @@ def _spelled(character: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where a page ended: the key of its last saga, ``created_at`` as PostgreSQL reads it."""
+    """Where a page ended: the key of its last saga, ``created_at`` in UTC as PostgreSQL writes it in JSON."""
 
     created_at: str
     id: UUID
@@ -448,7 +450,7 @@ class Cursor:
         return base64.urlsafe_b64encode(f"{self.created_at} {self.id.hex}".encode()).decode().rstrip("=")
 
 
-_CURSOR = re.compile(r"(-?infinity|-?\d{1,6}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?\+00:00(?: BC)?) ([0-9a-f]{32})")
+_CURSOR = re.compile(r"(-?infinity|\d{4,6}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?(?: BC)?) ([0-9a-f]{32})")
 
 
 def read_cursor(after: object) -> Cursor | None:
@@ -547,14 +549,15 @@ def id_range(prefix: str) -> tuple[UUID, UUID]:
     return UUID(hex=prefix.ljust(32, "0")), UUID(hex=prefix.ljust(32, "f"))
 
 
-def finished_since(query: SagaQuery, now: datetime) -> datetime | None:
-    """Return from when on finished sagas are looked at: all of them, unless the query searches without saying when."""
-    if not query.searches or query.created_after is not None or set(_statuses(query)) <= set(UNFINISHED):
-        return None
-    return now - FINISHED_WINDOW
+def is_windowed(query: SagaQuery, *, counts: bool = False) -> bool:
+    """Whether only finished sagas of the last 24 hours are looked at.
+
+    That is so if the query searches, or if it is for counting, and doesn't say from when on.
+    """
+    return (query.searches or counts) and query.created_after is None and not set(statuses(query)) <= set(UNFINISHED)
 
 
-def _statuses(query: SagaQuery) -> tuple[SagaStatus, ...]:
+def statuses(query: SagaQuery) -> tuple[SagaStatus, ...]:
     """Return the statuses in which a saga may be asked for."""
     asked = query.statuses or tuple(SagaStatus)
     if not query.conditions:
@@ -565,7 +568,7 @@ def _statuses(query: SagaQuery) -> tuple[SagaStatus, ...]:
 
 def kinds(query: SagaQuery) -> list[tuple[SagaStatus, ...]]:
     """Return the kinds of sagas that are asked for, each of which has an index of its own."""
-    asked = _statuses(query)
+    asked = statuses(query)
     every_kind = (UNFINISHED, (SagaStatus.FAILED,), (SagaStatus.COMPLETED,))
     return [some for kind in every_kind if (some := tuple(status for status in kind if status in asked))]
 
@@ -593,12 +596,8 @@ class HistoryDigest:
 
         All that one statement writes has one time, so an intervention is told by its time from what others wrote.
         """
-        changes = [created_at]
-        if updated_at not in self.intervened_at:
-            changes.append(updated_at)
-        if self.changed_at is not None:
-            changes.append(self.changed_at)
-        return max(changes)
+        changed_at = created_at if updated_at in self.intervened_at else updated_at
+        return changed_at if self.changed_at is None else max(changed_at, self.changed_at)
 
 
 def digest(history: Sequence[SagaLogEntry]) -> HistoryDigest:
@@ -709,6 +708,6 @@ def read_record(details: str | None) -> tuple[str | None, str | None, dict[str, 
 
 
 def intervention(entry: SagaLogEntry, name: str) -> Intervention:
-    by, reason, before = read_record(entry.details)
+    by, reason, before = read_record(None if entry.details is None else entry.details[:RECORD_SHOWN])
     verb = entry.step_name.removeprefix(INTERVENTION)
     return Intervention(entry.id, entry.saga_id, name, verb, by, reason, before, entry.created_at)

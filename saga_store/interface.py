@@ -1,8 +1,9 @@
 """The contract of a saga storage, told once.
 
 ``ISagaStorage`` is what a saga engine needs. ``ICheckpointStorage`` adds checkpoints and versions,
-``IRecoveryStorage`` claims, and ``IHistoryStorage`` histories that are read piece by piece; both storages of
-this package have all of it. Whoever implements one of them can run ``saga_store.testing`` against it.
+``IRecoveryStorage`` claims, ``IHistoryStorage`` histories that are read piece by piece, and
+``IInspectionStorage`` what a person looks for; both storages of this package have all of it. Whoever implements
+one of them can run ``saga_store.testing`` against it.
 
 What holds for every method:
 
@@ -23,10 +24,13 @@ Any method may raise ``StorageUnavailableError`` and ``SchemaError``; any write 
 
 import abc
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
+from saga_store.inspection import InterventionPage, SagaCount, SagaFigures, SagaGroup, SagaPage, SagaQuery
 from saga_store.model import Checkpoint, Context, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
+
+_ALL = SagaQuery()
 
 
 class ISagaStorage(abc.ABC):
@@ -313,4 +317,100 @@ class IRecoveryStorage(ICheckpointStorage):
         Raises:
             SagaNotFoundError: No saga has this id.
             InvalidSagaDataError: The saga is under no lease; nobody or no reason is given.
+        """
+
+
+class IInspectionStorage(ISagaStorage):
+    """A storage that shows its sagas to a person, and lets that person say how a step in doubt ended.
+
+    The views read one moment, lock nothing, and load no context unless the query asks for a field of it. What they
+    leave out to be cheap, and what they estimate, they say.
+    """
+
+    @abc.abstractmethod
+    async def find_sagas(self, query: SagaQuery = _ALL, *, limit: int = 50, after: str | None = None) -> SagaPage:
+        """List the sagas that are asked for, newest first, a page at a time.
+
+        Pages follow each other by creation time and id, so that no saga comes twice or is missed because others
+        are created or finish meanwhile.
+
+        Args:
+            query: Which sagas; all of them unless it says otherwise.
+            limit: At most this many, 1 to 1000.
+            after: The ``after`` of the page before; None begins.
+
+        Raises:
+            InvalidSagaDataError: Something in the query is impossible, or ``after`` is no page's.
+        """
+
+    @abc.abstractmethod
+    async def count_sagas(self, query: SagaQuery = _ALL) -> SagaCount:
+        """Count the sagas that are asked for, up to 100,000.
+
+        Of finished sagas it counts those of the last 24 hours, unless the query says ``created_after``.
+
+        Raises:
+            InvalidSagaDataError: Something in the query is impossible.
+        """
+
+    @abc.abstractmethod
+    async def group_sagas(self, query: SagaQuery = _ALL, *, limit: int = 50) -> list[SagaGroup]:
+        """Group the sagas that are asked for by condition, name, step and error, the biggest groups first.
+
+        Of unfinished sagas it looks at the 5,000 oldest, of COMPLETED and of FAILED ones at the 5,000 newest.
+
+        Args:
+            query: Which sagas; all of them unless it says otherwise.
+            limit: At most this many groups.
+
+        Raises:
+            InvalidSagaDataError: Something in the query is impossible.
+        """
+
+    @abc.abstractmethod
+    async def find_interventions(
+        self, *, since: datetime, by: str | None = None, limit: int = 50, after: str | None = None
+    ) -> InterventionPage:
+        """List what persons did to sagas, newest first, a page at a time.
+
+        Args:
+            since: Only what was done at this time or later.
+            by: Only what this person did.
+            limit: At most this many, 1 to 1000.
+            after: The ``after`` of the page before; None begins.
+
+        Raises:
+            InvalidSagaDataError: A time without a zone, an impossible name or limit; ``after`` is no page's.
+        """
+
+    @abc.abstractmethod
+    async def get_figures(
+        self, *, stale_after: timedelta = timedelta(minutes=10), max_attempts: int = 5
+    ) -> SagaFigures:
+        """Count what is worth counting all day.
+
+        Raises:
+            InvalidSagaDataError: A negative duration or number of attempts.
+        """
+
+    @abc.abstractmethod
+    async def settle_step(self, saga_id: UUID, entry_id: int, status: SagaStepStatus, *, by: str, reason: str) -> None:
+        """Say how a step in doubt ended, whoever works on the saga.
+
+        For a person, who has looked at what the step did. One write appends the outcome, and under
+        ``saga_store.settle_step`` a record as the other interventions have it, with ``entry_id``, ``step_name``,
+        ``action`` and ``outcome``; raises the version; and ends the lease, so that whoever works on the saga is
+        refused. Of two persons that settle one step, one is refused.
+
+        Args:
+            saga_id: The saga.
+            entry_id: The entry that is in doubt, one of ``get_in_doubt_steps``.
+            status: COMPLETED, FAILED or COMPENSATED.
+            by: Who says so, 1 to 255 characters.
+            reason: How they know.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The entry isn't in doubt, any more or at all, or isn't this saga's; the status is
+                no end; nobody or no reason is given.
         """

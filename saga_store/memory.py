@@ -14,10 +14,21 @@ from typing import Self
 from uuid import UUID
 
 from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaLeasedError, SagaNotFoundError
-from saga_store.model import UNFINISHED, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
+from saga_store.inspection import (
+    Cursor,
+    InterventionPage,
+    SagaCount,
+    SagaFigures,
+    SagaPage,
+    SagaQuery,
+    SagaSummary,
+    in_doubt,
+)
+from saga_store.memory_views import MemoryViews
+from saga_store.model import UNFINISHED, SagaExecution, SagaLogEntry, SagaStatus
 from saga_store.storage import SagaStorage
 from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes
-from saga_store.write import Claim, Outcome, Write
+from saga_store.write import Claim, Lease, Outcome, Settlement, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +194,27 @@ class MemorySession:
             self._rows[row.id] = row
         return claimed
 
+    async def _settle(self, settlement: Settlement) -> None:
+        saga_id = settlement.saga_id
+        if self._row(saga_id) is None:
+            raise SagaNotFoundError(saga_id)
+        await self._lock(saga_id)
+        row = self._row(saga_id)
+        started = next((entry for entry in in_doubt(self._history(saga_id)) if entry.id == settlement.entry_id), None)
+        if row is None or started is None:
+            raise settlement.refusal()
+        before = {
+            "status": row.status.value,
+            "recovery_attempts": row.recovery_attempts,
+            "lease_owner": row.lease_owner,
+        }
+        steps = settlement.steps(started.step_name, started.action, before)
+        self._update(row, Write(saga_id, lease=Lease(), steps=steps), self._database._clock())
+
+    def _views(self) -> MemoryViews:
+        rows = (self._database._rows | self._rows).values()
+        return MemoryViews(list(rows), self._history, self._database._clock())
+
     def _unleased(self, name: str | None, now: datetime) -> list[_Row]:
         rows = (self._database._rows | self._rows).values()
         return [row for row in rows if row.status in UNFINISHED and name in (None, row.name) and not row.is_leased(now)]
@@ -323,15 +355,7 @@ class MemorySagaStorage(SagaStorage):
         return [row.as_execution() for row in exhausted[:limit]]
 
     async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
-        history = await self._fetch_history(saga_id)
-        ends = {
-            (entry.step_name, entry.action): entry.id for entry in history if entry.status is not SagaStepStatus.STARTED
-        }
-        return [
-            entry
-            for entry in history
-            if entry.status is SagaStepStatus.STARTED and entry.id > ends.get((entry.step_name, entry.action), 0)
-        ]
+        return in_doubt(await self._fetch_history(saga_id))
 
     async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
         view = self._view()
@@ -346,6 +370,33 @@ class MemorySagaStorage(SagaStorage):
             claimed = session._claim(claim)
             await session.commit()
             return [row.as_execution() for row in claimed]
+
+    async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        return self._view()._views().find(query, limit, after)
+
+    async def _count(self, query: SagaQuery) -> SagaCount:
+        return self._view()._views().count(query)
+
+    async def _sample(self, query: SagaQuery) -> tuple[list[SagaSummary], datetime, bool]:
+        views = self._view()._views()
+        sagas, is_partial = views.look(query, samples=True)
+        return sagas, views.now, is_partial
+
+    async def _find_interventions(
+        self, since: datetime, by: str | None, limit: int, after: int | None
+    ) -> InterventionPage:
+        return self._view()._views().interventions(since, by, limit, after)
+
+    async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
+        return self._view()._views().figures(query)
+
+    async def _settle(self, settlement: Settlement) -> None:
+        if isinstance(self._bind, MemorySession):
+            await self._bind._settle(settlement)
+            return
+        async with MemorySession(self._bind) as session:
+            await session._settle(settlement)
+            await session.commit()
 
     def _view(self) -> MemorySession:
         return self._bind if isinstance(self._bind, MemorySession) else MemorySession(self._bind)

@@ -5,14 +5,32 @@ which two of them could drift apart.
 """
 
 import abc
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
-from saga_store.interface import IHistoryStorage, IRecoveryStorage
+from saga_store.inspection import (
+    INTERVENTION,
+    MAX_ATTEMPTS,
+    STALE_AFTER,
+    Cursor,
+    InterventionPage,
+    SagaCount,
+    SagaFigures,
+    SagaGroup,
+    SagaPage,
+    SagaQuery,
+    SagaSummary,
+    checked_query,
+    group,
+    read_cursor,
+    read_entry_cursor,
+    record,
+    valid_moment,
+)
+from saga_store.interface import IHistoryStorage, IInspectionStorage, IRecoveryStorage
 from saga_store.model import (
     UNFINISHED,
     Checkpoint,
@@ -30,6 +48,8 @@ from saga_store.validation import (
     check_size,
     encode_context,
     valid_count,
+    valid_end,
+    valid_entry_id,
     valid_id,
     valid_name,
     valid_period,
@@ -38,10 +58,13 @@ from saga_store.validation import (
     valid_text,
     valid_version,
 )
-from saga_store.write import Claim, Lease, Outcome, Write, checked
+from saga_store.write import Claim, Lease, Outcome, Settlement, Write, checked
+
+_ALL = SagaQuery()
+_LONGEST_PAGE = 1000
 
 
-class SagaStorage(IRecoveryStorage, IHistoryStorage):
+class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
     """Base of the storages: give it ``_apply``, ``_claim`` and the reads, and it keeps the contract."""
 
     _max_context_bytes = DEFAULT_MAX_CONTEXT_BYTES
@@ -83,6 +106,32 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage):
     @abc.abstractmethod
     async def _claim(self, claim: Claim) -> list[SagaExecution]:
         """Do what ``claim_sagas`` promises."""
+
+    @abc.abstractmethod
+    async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        """Return what ``find_sagas`` promises."""
+
+    @abc.abstractmethod
+    async def _count(self, query: SagaQuery) -> SagaCount:
+        """Return what ``count_sagas`` promises."""
+
+    @abc.abstractmethod
+    async def _sample(self, query: SagaQuery) -> tuple[list[SagaSummary], datetime, bool]:
+        """Return the sagas that ``group_sagas`` looks at, the database's time, and whether there are more of them."""
+
+    @abc.abstractmethod
+    async def _find_interventions(
+        self, since: datetime, by: str | None, limit: int, after: int | None
+    ) -> InterventionPage:
+        """Return what ``find_interventions`` promises."""
+
+    @abc.abstractmethod
+    async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
+        """Return what ``get_figures`` promises; the query says what is stale and what exhausted."""
+
+    @abc.abstractmethod
+    async def _settle(self, settlement: Settlement) -> None:
+        """Do what ``settle_step`` promises."""
 
     async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
         await self._write(Write(valid_id(saga_id), name=valid_name("name", name), context=encode_context(context)))
@@ -216,6 +265,37 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage):
 
         await self._intervene(saga_id, "break_lease", by, reason, break_it)
 
+    async def find_sagas(self, query: SagaQuery = _ALL, *, limit: int = 50, after: str | None = None) -> SagaPage:
+        return await self._find(checked_query(query), _valid_page("limit", limit), read_cursor(after))
+
+    async def count_sagas(self, query: SagaQuery = _ALL) -> SagaCount:
+        return await self._count(checked_query(query))
+
+    async def group_sagas(self, query: SagaQuery = _ALL, *, limit: int = 50) -> list[SagaGroup]:
+        query, limit = checked_query(query), valid_count("limit", limit)
+        sagas, now, is_partial = await self._sample(query)
+        return group(sagas, now, is_partial=is_partial)[:limit]
+
+    async def find_interventions(
+        self, *, since: datetime, by: str | None = None, limit: int = 50, after: str | None = None
+    ) -> InterventionPage:
+        return await self._find_interventions(
+            valid_moment("since", since),
+            None if by is None else valid_name("by", by),
+            _valid_page("limit", limit),
+            read_entry_cursor(after),
+        )
+
+    async def get_figures(
+        self, *, stale_after: timedelta = STALE_AFTER, max_attempts: int = MAX_ATTEMPTS
+    ) -> SagaFigures:
+        return await self._fetch_figures(checked_query(SagaQuery(stale_after=stale_after, max_attempts=max_attempts)))
+
+    async def settle_step(self, saga_id: UUID, entry_id: int, status: SagaStepStatus, *, by: str, reason: str) -> None:
+        await self._settle(
+            Settlement(valid_id(saga_id), valid_entry_id(entry_id), valid_end(status), *_valid_person(by, reason))
+        )
+
     def run(
         self,
         saga_id: UUID,
@@ -243,9 +323,7 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage):
     ) -> None:
         """Write what an operator decides on seeing the saga, with an entry in its history that says who and why."""
         valid_id(saga_id)
-        record = {"by": valid_name("by", by), "reason": valid_text("reason", reason)}
-        if not reason:
-            raise InvalidSagaDataError("reason", "must not be empty; whoever reads the history will ask")
+        by, reason = _valid_person(by, reason)
         while True:
             saga = await self._fetch_saga(saga_id)
             before = {
@@ -253,12 +331,7 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage):
                 "recovery_attempts": saga.recovery_attempts,
                 "lease_owner": saga.lease_owner,
             }
-            entry = LogStep(
-                f"saga_store.{verb}",
-                "act",
-                SagaStepStatus.COMPLETED,
-                json.dumps(record | before, ensure_ascii=False),
-            )
+            entry = LogStep(f"{INTERVENTION}{verb}", "act", SagaStepStatus.COMPLETED, record(by, reason, before))
             # A refusal means that somebody else's write went through, so this comes to an end.
             with suppress(SagaConcurrencyError):
                 await self._write(decide(saga)._replace(steps=(entry,), expected_version=saga.version))
@@ -279,3 +352,15 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage):
 def _check_unfinished(saga: SagaExecution) -> None:
     if saga.status not in UNFINISHED:
         raise InvalidSagaDataError("saga_id", f"names a saga that is {saga.status.value} already: {saga.id}")
+
+
+def _valid_page(field: str, limit: object) -> int:
+    return min(valid_count(field, limit, least=1), _LONGEST_PAGE)
+
+
+def _valid_person(by: object, reason: object) -> tuple[str, str]:
+    """Return who intervenes, and why."""
+    by, reason = valid_name("by", by), valid_text("reason", reason)
+    if not reason:
+        raise InvalidSagaDataError("reason", "must not be empty; whoever reads the history will ask")
+    return by, reason

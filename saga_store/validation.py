@@ -74,6 +74,15 @@ def valid_status(status: object) -> SagaStatus:
     return _member(SagaStatus, status)
 
 
+def valid_end(status: object) -> SagaStepStatus:
+    end = _member(SagaStepStatus, status)
+    if end is SagaStepStatus.STARTED:
+        raise InvalidSagaDataError(
+            "status", "must say how the step ended: COMPLETED, FAILED or COMPENSATED, not STARTED"
+        )
+    return end
+
+
 def valid_step(step: object) -> LogStep:
     if not isinstance(step, LogStep):
         raise InvalidSagaDataError("steps", f"must hold LogStep objects, not {_show(step)}")
@@ -89,6 +98,10 @@ def valid_version(expected_version: object) -> int | None:
     if expected_version is None:
         return None
     return _valid_int("expected_version", expected_version, -_MAX_INT8, _MAX_INT8)
+
+
+def valid_entry_id(entry_id: object) -> int:
+    return _valid_int("entry_id", entry_id, -_MAX_INT8, _MAX_INT8)
 
 
 def valid_count(field: str, count: object, *, least: int = 0) -> int:

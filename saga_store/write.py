@@ -1,12 +1,14 @@
 """A checkpoint on its way to an engine: checked once, and copied, so that nobody can change it any more."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError
-from saga_store.model import Checkpoint, LogStep, SagaStatus
+from saga_store.inspection import INTERVENTION, record
+from saga_store.model import Checkpoint, LogStep, SagaStatus, SagaStepStatus, StepAction
 from saga_store.validation import (
     encode_context,
     valid_count,
@@ -50,6 +52,42 @@ class Claim:
     max_backoff: timedelta
     name: str | None
     max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What ``settle_step`` is asked for, checked."""
+
+    saga_id: UUID
+    entry_id: int
+    status: SagaStepStatus
+    by: str
+    reason: str
+
+    def steps(self, step_name: str, action: StepAction, before: Mapping[str, object]) -> tuple[LogStep, LogStep]:
+        """Return the outcome and the record, given which step is in doubt and what was there before."""
+        settled = {
+            "entry_id": self.entry_id,
+            "step_name": step_name,
+            "action": action,
+            "outcome": self.status.value,
+        }
+        return (
+            LogStep(step_name, action, self.status, f"settled by {self.by}: {self.reason}"),
+            LogStep(
+                f"{INTERVENTION}settle_step",
+                "act",
+                SagaStepStatus.COMPLETED,
+                record(self.by, self.reason, {**before, **settled}),
+            ),
+        )
+
+    def refusal(self) -> InvalidSagaDataError:
+        return InvalidSagaDataError(
+            "entry_id",
+            f"names no step in doubt of saga {self.saga_id}, any more or at all: {self.entry_id}; "
+            "get_in_doubt_steps lists those that are",
+        )
 
 
 class Write(NamedTuple):

@@ -27,11 +27,13 @@ from saga_store.testing import (
     ConcurrencyContract,
     Contract,
     HistoryStreamContract,
+    InspectionContract,
     InterventionContract,
     LeaseContract,
     LeaseRaceContract,
     RecoveryStorageContract,
     RunContract,
+    SettlementRaceContract,
     TransactionContract,
     Transactions,
     VersionRaceContract,
@@ -94,6 +96,8 @@ class TestMemory(
     LeaseContract,
     LeaseRaceContract,
     RowCountContract,
+    InspectionContract,
+    SettlementRaceContract,
 ):
     @pytest.fixture
     def unit(self, memory: MemoryDatabase) -> CheckpointUnit:
@@ -110,6 +114,7 @@ class TestMemoryTransaction(
     RunContract,
     LeaseContract,
     RowCountContract,
+    InspectionContract,
 ):
     @pytest.fixture
     def transaction(self, memory: MemoryDatabase) -> Transactions[ICheckpointStorage]:
@@ -182,6 +187,8 @@ class TestPostgreSQL(
     LeaseContract,
     LeaseRaceContract,
     RowCountContract,
+    InspectionContract,
+    SettlementRaceContract,
 ):
     @pytest.fixture
     def unit(self, engine: AsyncEngine) -> CheckpointUnit:
@@ -197,6 +204,7 @@ class TestPostgreSQLTransaction(
     RunContract,
     LeaseContract,
     RowCountContract,
+    InspectionContract,
 ):
     @pytest.fixture
     def transaction(self, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:
@@ -212,6 +220,8 @@ class TestSessionmaker(
     ClaimContract,
     InterventionContract,
     LeaseRaceContract,
+    InspectionContract,
+    SettlementRaceContract,
 ):
     """What goes another way than with an engine: each kind of statement, where it is routed, alone and in a crowd."""
 
@@ -228,6 +238,7 @@ class TestSession(
     ClaimContract,
     InterventionContract,
     LeaseContract,
+    InspectionContract,
 ):
     """What goes another way than with a connection: each kind of statement, in a transaction that the session began."""
 

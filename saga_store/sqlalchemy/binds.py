@@ -3,7 +3,7 @@
 import abc
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeAlias
 
 from sqlalchemy import Engine
@@ -17,10 +17,17 @@ from saga_store.sqlalchemy.wire import FETCH, Parameters, Rows
 
 BindTarget: TypeAlias = AsyncEngine | async_sessionmaker[AsyncSession] | AsyncSession | AsyncConnection
 
+# What is read after a lock was obtained has to be younger than it, whatever the engine's or the role's default is.
+_ISOLATION = "READ COMMITTED"
+
 
 class Bind(abc.ABC):
     @abc.abstractmethod
     async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows: ...
+
+    @abc.abstractmethod
+    def transaction(self, attempt: Attempt) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Give a connection in a transaction at READ COMMITTED, committed on leaving; or in the caller's own."""
 
     @asynccontextmanager
     async def holding(self) -> AsyncIterator["Bind"]:
@@ -40,6 +47,16 @@ class EngineBind(Bind):
         return await execute_on_pool(self._engine.sync_engine, statement, parameters, attempt)
 
     @asynccontextmanager
+    async def transaction(self, attempt: Attempt) -> AsyncIterator[AsyncConnection]:
+        attempt.engine = self._engine
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level=_ISOLATION)
+            async with connection.begin():
+                await _check_pooler(connection)
+                attempt.reached_connection = True
+                yield connection
+
+    @asynccontextmanager
     async def holding(self) -> AsyncIterator[Bind]:
         held = HeldConnection(self._engine.sync_engine)
         try:
@@ -56,6 +73,9 @@ class _HeldBind(Bind):
     async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
         attempt.engine = self._engine
         return await self._held.execute(statement, parameters, attempt)
+
+    def transaction(self, attempt: Attempt) -> AbstractAsyncContextManager[AsyncConnection]:
+        return EngineBind(self._engine).transaction(attempt)
 
 
 class SessionmakerBind(Bind):
@@ -79,6 +99,20 @@ class SessionmakerBind(Bind):
                 attempt.engine, attempt.reached_connection = connection.engine, True
                 return (await connection.execute(statement.text, parameters)).all()
 
+    @asynccontextmanager
+    async def transaction(self, attempt: Attempt) -> AsyncIterator[AsyncConnection]:
+        async with self._maker() as session, session.begin():
+            routed = session.get_bind(SagaExecutionModel)
+            attempt.joins = not isinstance(routed, Engine)
+            connection = await session.connection(
+                bind_arguments={"mapper": SagaExecutionModel},
+                execution_options={} if attempt.joins else {"isolation_level": _ISOLATION},
+            )
+            _check_driver(connection.dialect.name, connection.dialect.driver)
+            await _check_pooler(connection)
+            attempt.engine, attempt.reached_connection = connection.engine, True
+            yield connection
+
 
 class JoinedBind(Bind):
     """The caller's own transaction, used by one statement at a time."""
@@ -88,6 +122,11 @@ class JoinedBind(Bind):
         self._one_at_a_time = asyncio.Lock()
 
     async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+        async with self.transaction(attempt) as connection:
+            return (await connection.execute(statement.text, parameters)).all()
+
+    @asynccontextmanager
+    async def transaction(self, attempt: Attempt) -> AsyncIterator[AsyncConnection]:
         attempt.joins = True
         async with self._one_at_a_time:
             joined = self.joined
@@ -100,7 +139,7 @@ class JoinedBind(Bind):
             attempt.commits = await _in_autocommit(connection)
             await _check_pooler(connection)
             attempt.engine, attempt.reached_connection = connection.engine, True
-            return (await connection.execute(statement.text, parameters)).all()
+            yield connection
 
 
 def make_bind(target: BindTarget) -> Bind:

@@ -3,14 +3,14 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import cast
+from typing import TypeVar, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from saga_store.errors import (
     InvalidSagaDataError,
@@ -36,6 +36,9 @@ _PASSING = {"40001", "40P01", READ_ONLY}
 _REVISION_TIMEOUT_SECONDS = 5
 _FIRST_PAUSE_SECONDS = 0.01
 _LONGEST_PAUSE_SECONDS = 0.5
+_PERMISSION_DENIED = "42501"
+
+_T = TypeVar("_T")
 
 
 class Retry(Enum):
@@ -107,27 +110,50 @@ class Executor:
         self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
     ) -> Rows | Failure:
         """Try as long as that is safe and there is time."""
-        answer = await self.attempt(statement, parameters, if_lost=if_lost)
-        if isinstance(answer, Failure):
-            retries = Retries(self.retry_for)
-            while isinstance(answer, Failure) and answer.retry is Retry.SAFE and await retries.pause():
-                answer = await self.attempt(statement, parameters, if_lost=if_lost)
-        return answer
+        return await self._again(lambda attempt: self._bind.execute(statement, parameters, attempt), if_lost)
 
     async def attempt(
         self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
     ) -> Rows | Failure:
-        attempt = Attempt()
-        try:
-            return await self._bind.execute(statement, parameters, attempt)
-        except SagaStoreError:
-            raise  # the bind refused what it was bound to
-        except Exception as exc:
-            if isinstance(exc, TypeError) and attempt.engine is None:
-                raise  # the bind is of a kind that can't be used
-            failure = await _failure(exc, attempt, if_lost)
-            failure.error.__cause__ = exc
-            return failure
+        return await _once(lambda attempt: self._bind.execute(statement, parameters, attempt), if_lost)
+
+    async def transact(
+        self, work: Callable[[AsyncConnection, Attempt], Awaitable[_T]], *, if_lost: UnknownOutcomeError | None = None
+    ) -> _T:
+        """Do something in one transaction, again as long as that is safe; ``work`` begins anew each time."""
+
+        async def once(attempt: Attempt) -> _T:
+            async with self._bind.transaction(attempt) as connection:
+                return await work(connection, attempt)
+
+        answer = await self._again(once, if_lost)
+        if isinstance(answer, Failure):
+            raise answer.error from answer.error.__cause__
+        return answer
+
+    async def _again(
+        self, call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None
+    ) -> _T | Failure:
+        answer = await _once(call, if_lost)
+        if isinstance(answer, Failure):
+            retries = Retries(self.retry_for)
+            while isinstance(answer, Failure) and answer.retry is Retry.SAFE and await retries.pause():
+                answer = await _once(call, if_lost)
+        return answer
+
+
+async def _once(call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None) -> _T | Failure:
+    attempt = Attempt()
+    try:
+        return await call(attempt)
+    except SagaStoreError:
+        raise  # the bind refused what it was bound to
+    except Exception as exc:
+        if isinstance(exc, TypeError) and attempt.engine is None:
+            raise  # the bind is of a kind that can't be used
+        failure = await _failure(exc, attempt, if_lost)
+        failure.error.__cause__ = exc
+        return failure
 
 
 async def _failure(exc: Exception, attempt: Attempt, if_lost: UnknownOutcomeError | None) -> Failure:
@@ -159,6 +185,12 @@ async def _refusal(exc: Exception, attempt: Attempt) -> SagaStoreError:
         return SchemaError(await _read_revision(attempt.engine), NEEDED_REVISION)
     if code is not None and code.startswith(_DATA_CLASS):
         return InvalidSagaDataError("the input", f"was refused by PostgreSQL: {reason(exc)}")
+    if code == _PERMISSION_DENIED:
+        return StorageUnavailableError(
+            f"{reason(exc)}: the connection's role lacks a privilege; who only reads needs GRANT USAGE ON SCHEMA and "
+            "GRANT SELECT ON saga_executions, saga_logs, and who writes all that `saga-store grants ROLE` prints",
+            code,
+        )
     if code == READ_ONLY:
         return StorageUnavailableError(
             f"{reason(exc)}: the server is a standby, or default_transaction_read_only is on; check the engine's URL, "

@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from saga_store.errors import SagaNotFoundError, UnknownOutcomeError
+from saga_store.inspection import Cursor, InterventionPage, SagaCount, SagaFigures, SagaPage, SagaQuery, SagaSummary
 from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
 from saga_store.sqlalchemy.execution import Executor
@@ -22,10 +23,11 @@ from saga_store.sqlalchemy.read_sql import (
     STALE,
 )
 from saga_store.sqlalchemy.statement import Statement
+from saga_store.sqlalchemy.views import Views
 from saga_store.sqlalchemy.writer import Writer
 from saga_store.storage import SagaStorage
 from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes, valid_period
-from saga_store.write import Claim, Outcome, Write
+from saga_store.write import Claim, Outcome, Settlement, Write
 
 # A restart of the server is over by then; a failover often isn't.
 RETRY_FOR = timedelta(seconds=5)
@@ -74,6 +76,7 @@ class SqlAlchemySagaStorage(SagaStorage):
         seconds = valid_period("retry_for", retry_for).total_seconds()
         joins = isinstance(self._bind, JoinedBind)
         self._executor = Executor(self._bind, seconds)
+        self._views = Views(self._executor)
         self._writer = Writer(self._executor, resolves=seconds > 0 and not joins)
         self._group = GroupCommit(self._writer) if group_commit and not joins else None
 
@@ -138,6 +141,26 @@ class SqlAlchemySagaStorage(SagaStorage):
         }
         rows = await self._executor.execute(CLAIM, parameters, if_lost=UnknownOutcomeError(None))
         return [_execution(*row) for row in rows]
+
+    async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        return await self._views.find(query, limit, after)
+
+    async def _count(self, query: SagaQuery) -> SagaCount:
+        return await self._views.count(query)
+
+    async def _sample(self, query: SagaQuery) -> tuple[list[SagaSummary], datetime, bool]:
+        return await self._views.sample(query)
+
+    async def _find_interventions(
+        self, since: datetime, by: str | None, limit: int, after: int | None
+    ) -> InterventionPage:
+        return await self._views.interventions(since, by, limit, after)
+
+    async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
+        return await self._views.figures(query)
+
+    async def _settle(self, settlement: Settlement) -> None:
+        await self._views.settle(settlement)
 
 
 def _execution(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statements

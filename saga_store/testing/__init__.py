@@ -2,8 +2,8 @@
 
 ``SagaStorageContract`` is for any ``ISagaStorage``, ``CheckpointStorageContract`` for any ``ICheckpointStorage``,
 ``RecoveryStorageContract`` for what an ``IRecoveryStorage`` adds to it, ``HistoryStreamContract`` for what an
-``IHistoryStorage`` does, and ``TransactionContract`` for a storage that joins a transaction of the caller's. Needs the
-extra ``testing``.
+``IHistoryStorage`` does, ``InspectionContract`` for what an ``IInspectionStorage`` does, ``TransactionContract`` for
+a storage that joins a transaction of the caller's. Needs the extra ``testing``.
 """
 
 # ruff: noqa: E402 - the imports have to follow the registration
@@ -25,6 +25,7 @@ pytest.register_assert_rewrite(
             "execution",
             "history",
             "history_stream",
+            "inspection",
             "intervention",
             "lease",
             "refusal",
@@ -48,6 +49,7 @@ from saga_store.testing.execution import ExecutionContract
 from saga_store.testing.history import HistoryContract
 from saga_store.testing.history_stream import HistoryStreamContract, HistoryUnit
 from saga_store.testing.input import BAD_INPUTS, BadInput
+from saga_store.testing.inspection import InspectionContract, SettlementRaceContract
 from saga_store.testing.intervention import InDoubtContract, InterventionContract
 from saga_store.testing.lease import LeaseContract, LeaseRaceContract
 from saga_store.testing.refusal import CheckpointRefusalContract, RefusalContract
@@ -94,6 +96,7 @@ __all__ = [
     "HistoryStreamContract",
     "HistoryUnit",
     "InDoubtContract",
+    "InspectionContract",
     "InterventionContract",
     "IsolationContract",
     "LeaseContract",
@@ -105,6 +108,7 @@ __all__ = [
     "RunUnit",
     "SagaStorageContract",
     "SagaTransactionContract",
+    "SettlementRaceContract",
     "StalenessContract",
     "StateContract",
     "Transaction",

@@ -1,0 +1,301 @@
+"""What a person looks for, read by the statements of ``inspection_sql``; and the step that they settle."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from saga_store.errors import SagaNotFoundError, StorageUnavailableError, UnknownOutcomeError
+from saga_store.inspection import (
+    FINISHED_WINDOW,
+    MOST_COUNTED,
+    SAGAS_SEEN,
+    Cursor,
+    Intervention,
+    InterventionPage,
+    SagaCondition,
+    SagaCount,
+    SagaFigures,
+    SagaPage,
+    SagaQuery,
+    SagaSummary,
+    cut_details,
+    id_range,
+    intervention,
+    is_windowed,
+    kinds,
+    record_prefix,
+)
+from saga_store.model import UNFINISHED, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
+from saga_store.sqlalchemy import inspection_sql as sql
+from saga_store.sqlalchemy.execution import Executor
+from saga_store.sqlalchemy.pooled import Attempt
+from saga_store.sqlalchemy.statement import Statement
+from saga_store.sqlalchemy.wire import Parameters
+from saga_store.sqlalchemy.write_parameters import of_one
+from saga_store.sqlalchemy.write_sql import write_one
+from saga_store.validation import encode_context
+from saga_store.write import Lease, Settlement, Write
+
+_QUERY_CANCELED = "57014"
+
+
+class Views:
+    """The views, each one statement; where the storage owns the transaction, a read-only one with a timeout."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    async def find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        parameters = _parameters(query)
+        if is_windowed(query):
+            parameters["window"] = FINISHED_WINDOW.total_seconds()
+        if after is not None:
+            parameters |= {"after_created_at": after.created_at, "after_id": str(after.id)}
+        (now, is_partial), *rows = await self._find(query, parameters, limit + 1, samples=query.asks_histories)
+        sagas, unreadable = _summaries(rows[:limit], now)
+        goes_on = len(rows) > limit
+        return SagaPage(
+            sagas,
+            after=str(Cursor(rows[limit - 1][2], UUID(rows[limit - 1][0]))) if goes_on else None,
+            unreadable=unreadable,
+            finished_since=_moment(now) - FINISHED_WINDOW if is_windowed(query) else None,
+            is_partial=is_partial,
+        )
+
+    async def sample(self, query: SagaQuery) -> tuple[list[SagaSummary], datetime, bool]:
+        parameters = _parameters(query)
+        if is_windowed(query):
+            parameters["window"] = FINISHED_WINDOW.total_seconds()
+        asked = kinds(query)
+        (now, is_partial), *rows = await self._find(query, parameters, SAGAS_SEEN * max(len(asked), 1), samples=True)
+        sagas, _ = _summaries(rows, now)
+        return sagas, _moment(now), is_partial
+
+    async def _find(
+        self, query: SagaQuery, parameters: dict[str, object], limit: int, *, samples: bool
+    ) -> list[list[Any]]:
+        asked = _kinds(query)
+        if not asked:
+            return [[_written(datetime.now(UTC)), False]]
+        statement = sql.find(frozenset(parameters), asked, samples=samples)
+        return await self._look(statement, parameters | {"limit": limit, **_judging(query)})
+
+    async def count(self, query: SagaQuery) -> SagaCount:
+        parameters, asked = _parameters(query), _kinds(query)
+        if not asked:
+            return SagaCount(0)
+        is_partial = is_windowed(query, counts=True)
+        if is_partial:
+            parameters["window"] = FINISHED_WINDOW.total_seconds()
+        statement = sql.count(frozenset(parameters), asked, samples=query.asks_histories)
+        if query.asks_histories:
+            parameters["limit"] = SAGAS_SEEN * len(asked)
+        [(count, is_sample)] = await self._look(statement, parameters | _judging(query))
+        return SagaCount(min(count, MOST_COUNTED), is_partial=is_partial or is_sample or count > MOST_COUNTED)
+
+    async def interventions(self, since: datetime, by: str | None, limit: int, after: int | None) -> InterventionPage:
+        parameters: dict[str, object] = {"since": _written(since), "limit": limit + 1}
+        if by is not None:
+            parameters["prefix"] = record_prefix(by)
+        if after is not None:
+            parameters["after"] = after
+        statement = sql.interventions(asks_who=by is not None, goes_on=after is not None)
+        rows = await self._look(statement, parameters)
+        found: list[Intervention] = []
+        unreadable: list[int] = []
+        for row in rows[:limit]:
+            try:
+                found.append(_intervention(*row))
+            except ValueError:
+                unreadable.append(row[0])
+        after_this = str(rows[limit - 1][0]) if len(rows) > limit else None
+        return InterventionPage(found, after_this, tuple(unreadable))
+
+    async def figures(self, query: SagaQuery) -> SagaFigures:
+        parameters = {"window": FINISHED_WINDOW.total_seconds(), **_judging(query)}
+        [row] = await self._look(sql.FIGURES, parameters)
+        groups, oldest, now, in_doubt, failed, living, all_rows, last_entry, executions, logs = row
+        estimated = ["finished"]
+        if living > SAGAS_SEEN:
+            estimated += ["unfinished", "in_doubt_steps"]
+        elif failed > SAGAS_SEEN:
+            estimated.append("in_doubt_steps")
+        try:
+            age = _moment(now) - _moment(oldest) if oldest else timedelta()
+        except ValueError:  # created at -infinity, which is older than anything
+            age = timedelta.max
+        tables = {"saga_executions": executions, "saga_logs": logs}
+        return SagaFigures(
+            unfinished={(name, SagaCondition(condition)): count for name, condition, count in groups},
+            oldest_unfinished=max(age, timedelta()),
+            in_doubt_steps=in_doubt,
+            failed_24h=failed,
+            finished=None if all_rows < 0 else max(all_rows - living, 0),
+            log_entries=last_entry or 0,
+            table_bytes={
+                (table, part): size
+                for table, sizes in tables.items()
+                for part, size in zip(("heap", "toast", "indexes"), sizes, strict=False)
+            },
+            dead_tuples={table: sizes[-1] for table, sizes in tables.items()},
+            estimated=tuple(estimated),
+        )
+
+    async def settle(self, settlement: Settlement) -> None:
+        saga_id = settlement.saga_id
+
+        async def settle(connection: AsyncConnection, _: Attempt) -> None:
+            asked: dict[str, object] = {"saga_id": str(saga_id), "entry_id": settlement.entry_id}
+            locked = await _fetch(connection, sql.LOCK, {"saga_id": asked["saga_id"]})
+            if not locked:
+                raise SagaNotFoundError(saga_id)
+            doubt = await _fetch(connection, sql.DOUBT, asked)
+            if not doubt:
+                raise settlement.refusal()
+            [(step_name, action)], [(status, attempts, owner)] = doubt, locked
+            before = {"status": status, "recovery_attempts": attempts, "lease_owner": owner}
+            steps = settlement.steps(step_name, action, before)
+            parameters = of_one(Write(saga_id, lease=Lease(), steps=steps))
+            await connection.execute(write_one(frozenset(parameters), waits=True).text, parameters)
+
+        await self._executor.transact(settle, if_lost=UnknownOutcomeError(saga_id))
+
+    async def _look(self, statement: Statement, parameters: Parameters) -> list[list[Any]]:
+        async def look(connection: AsyncConnection, attempt: Attempt) -> list[list[Any]]:
+            if not attempt.joins:
+                await connection.execute(sql.READ_ONLY.text)
+            return await _fetch(connection, statement, parameters)
+
+        try:
+            return await self._executor.transact(look)
+        except StorageUnavailableError as error:
+            if error.sqlstate != _QUERY_CANCELED:
+                raise
+            raise StorageUnavailableError(
+                f"the view took longer than it may ({sql.VIEW_SECONDS} s, or the transaction's own statement_timeout); "
+                "ask for less: a shorter time, a name, a status",
+                error.sqlstate,
+            ) from error.__cause__
+
+
+async def _fetch(connection: AsyncConnection, statement: Statement, parameters: Parameters) -> list[list[Any]]:
+    rows = (await connection.execute(statement.text, parameters)).all()
+    return [json.loads(bytes(answer)) for (answer,) in rows]
+
+
+def _kinds(query: SagaQuery) -> tuple[SagaStatus, ...]:
+    """Return the kinds that are asked for, by the first status of each."""
+    return tuple(SagaStatus.PENDING if kind[0] in UNFINISHED else kind[0] for kind in kinds(query))
+
+
+def _judging(query: SagaQuery) -> dict[str, object]:
+    return {"max_attempts": query.max_attempts, "stale_after": query.stale_after.total_seconds()}
+
+
+def _parameters(query: SagaQuery) -> dict[str, object]:
+    """Return what the query asks, by the names of the conditions."""
+    parameters: dict[str, object] = {
+        "name": query.name,
+        "step": query.step,
+        "lease_owner": query.lease_owner,
+        "silent_for": None if query.silent_for is None else query.silent_for.total_seconds(),
+        "created_after": query.created_after and _written(query.created_after),
+        "created_before": query.created_before and _written(query.created_before),
+        "context": None if query.context is None else encode_context(query.context),
+        "in_doubt": query.in_doubt,
+    }
+    if query.statuses:
+        parameters["statuses"] = [status.value for status in query.statuses]
+    if query.conditions:
+        conditions = {condition.value for condition in query.conditions}
+        told_by_rows = conditions - {"stale"} | ({"active"} if "stale" in conditions else set())
+        parameters |= {"conditions": sorted(conditions), "standings": sorted(told_by_rows)}
+    if query.id_prefix is not None:
+        first, last = id_range(query.id_prefix)
+        parameters |= {"first_id": str(first), "last_id": str(last)}
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _summaries(rows: Sequence[Sequence[Any]], now: str) -> tuple[list[SagaSummary], tuple[UUID, ...]]:
+    """Return the sagas whose rows can be read, and the ids of the others."""
+    sagas: list[SagaSummary] = []
+    unreadable: list[UUID] = []
+    moment = _moment(now)
+    for row in rows:
+        try:
+            sagas.append(_summary(moment, *row))
+        except (ValueError, OverflowError):
+            unreadable.append(UUID(row[0]))
+    return sagas, tuple(unreadable)
+
+
+def _summary(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statement
+    now: datetime,
+    saga_id: str,
+    lease_expires_at: str | None,
+    created_at: str,
+    updated_at: str,
+    since: str,
+    name: str,
+    status: str,
+    version: int,
+    recovery_attempts: int,
+    lease_owner: str | None,
+    condition: str,
+    in_doubt: int,
+    last: Sequence[Any] | None,
+    error: Sequence[Any] | None,
+) -> SagaSummary:
+    own_id = UUID(saga_id)
+    return SagaSummary(
+        id=own_id,
+        name=name,
+        status=SagaStatus(status),
+        version=version,
+        recovery_attempts=recovery_attempts,
+        lease_owner=lease_owner,
+        lease_expires_at=None if lease_expires_at is None else _moment(lease_expires_at),
+        created_at=_moment(created_at),
+        updated_at=_moment(updated_at),
+        condition=SagaCondition(condition),
+        in_doubt=in_doubt > 0 and condition != "held",
+        silent_for=max(now - _moment(since), timedelta()),
+        last_entry=None if last is None else _entry(own_id, *last),
+        last_error=None if error is None else _entry(own_id, *error),
+    )
+
+
+def _entry(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statement
+    saga_id: UUID,
+    entry_id: int,
+    step_name: str,
+    action: StepAction,
+    status: str,
+    details: str | None,
+    created_at: str,
+) -> SagaLogEntry:
+    return SagaLogEntry(
+        entry_id, saga_id, step_name, action, SagaStepStatus(status), cut_details(details), _moment(created_at)
+    )
+
+
+def _intervention(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statement
+    entry_id: int, saga_id: str, name: str, step_name: str, details: str | None, created_at: str
+) -> Intervention:
+    entry = SagaLogEntry(
+        entry_id, UUID(saga_id), step_name, "act", SagaStepStatus.COMPLETED, details, _moment(created_at)
+    )
+    return intervention(entry, name)
+
+
+def _moment(written: str) -> datetime:
+    """Read a time in UTC; ValueError if Python has no such time."""
+    return datetime.fromisoformat(written).replace(tzinfo=UTC)
+
+
+def _written(moment: datetime) -> str:
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat()
