@@ -129,7 +129,7 @@ ALLOWED = {
         "errors",
     },
     "recovery": {"storage", "run", "model", "errors"},
-    "cqrs": {"cqrs", "interface", "storage", "run", "validation", "model", "errors"},
+    "cqrs": {"cqrs", "interface", "storage", "run", "write", "validation", "model", "errors"},
     "schema": {"schema", "sqlalchemy", "grants", "errors"},
     "adoption": {"adoption", "schema", "migrations", "sqlalchemy", "model"},
     # The command is on top of all else, and nothing imports it.

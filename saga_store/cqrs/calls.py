@@ -30,8 +30,11 @@ class _EngineErrors:
     ) -> None:
         if error is None:
             return
-        if isinstance(error, (SagaNotFoundError, SagaAlreadyExistsError)):
-            raise ValueError(str(error)) from error  # noqa: TRY004 - what the engine looks for
+        # The words are python-cqrs's own: applications look for them.
+        if isinstance(error, SagaNotFoundError):
+            raise ValueError(f"Saga {error.saga_id} not found") from error  # noqa: TRY004 - what the engine looks for
+        if isinstance(error, SagaAlreadyExistsError):
+            raise ValueError(f"Saga {error.saga_id} already exists") from error  # noqa: TRY004 - as above
         if isinstance(error, SagaConcurrencyError):
             raise CqrsConcurrencyError(str(error)) from error
 
@@ -44,7 +47,7 @@ class EngineCalls(abc.ABC):
     """The six methods as python-cqrs calls them, on the storage and on a run alike."""
 
     @abc.abstractmethod
-    def _of(self, saga_id: UUID) -> ICheckpointStorage | SagaRun:
+    async def _of(self, saga_id: UUID) -> ICheckpointStorage | SagaRun:
         """Return what the calls for this saga go to."""
 
     @abc.abstractmethod
@@ -53,15 +56,17 @@ class EngineCalls(abc.ABC):
 
     async def create_saga(self, saga_id: UUID, name: str, context: dict[str, Any]) -> None:
         with ENGINE_ERRORS:
-            await self._of(saga_id).create_saga(saga_id, name, _json_form(context))
+            await (await self._of(saga_id)).create_saga(saga_id, name, _json_form(context))
 
     async def update_context(self, saga_id: UUID, context: dict[str, Any], current_version: int | None = None) -> None:
         with ENGINE_ERRORS:
-            await self._of(saga_id).update_context(saga_id, _json_form(context), expected_version=current_version)
+            await (await self._of(saga_id)).update_context(
+                saga_id, _json_form(context), expected_version=current_version
+            )
 
     async def update_status(self, saga_id: UUID, status: CqrsStatus) -> None:
         with ENGINE_ERRORS:
-            await self._of(saga_id).update_status(saga_id, our_status(status))
+            await (await self._of(saga_id)).update_status(saga_id, our_status(status))
 
     async def log_step(
         self,
@@ -76,7 +81,7 @@ class EngineCalls(abc.ABC):
         The engine logs ``str(exception)`` before it compensates: if that were refused, nothing would be undone.
         """
         with ENGINE_ERRORS:
-            await self._of(saga_id).log_step(
+            await (await self._of(saga_id)).log_step(
                 saga_id,
                 step_name,
                 action,
@@ -101,7 +106,7 @@ class EngineCalls(abc.ABC):
 
     async def get_step_history(self, saga_id: UUID) -> list[CqrsLogEntry]:
         with ENGINE_ERRORS:
-            history = await self._of(saga_id).get_step_history(saga_id)
+            history = await (await self._of(saga_id)).get_step_history(saga_id)
         return [
             CqrsLogEntry(
                 saga_id=entry.saga_id,
@@ -119,10 +124,10 @@ class RunCalls(EngineCalls, SagaStorageRun):
     """The calls on a run, which knows the version that it has seen."""
 
     @abc.abstractmethod
-    def _of(self, saga_id: UUID) -> SagaRun: ...
+    async def _of(self, saga_id: UUID) -> SagaRun: ...
 
     async def _load(self, saga_id: UUID) -> tuple[SagaStatus, Context, int]:
-        run = self._of(saga_id)
+        run = await self._of(saga_id)
         status, context = await run.load_saga_state(saga_id)
         return status, context, run.version or 1
 

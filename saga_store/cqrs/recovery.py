@@ -41,7 +41,12 @@ def recovery_handler(
         context_builder: The context's class, or what makes one from the stored dict.
         container: Where the engine gets the steps from.
         scope_strategy: As for the first execution.
+
+    Raises:
+        TypeError: ``saga`` is no saga, such as the class in place of an object of it.
     """
+    if not isinstance(saga, Saga):
+        raise TypeError(f"saga must be a Saga of python-cqrs, such as OrderSaga(), not {saga!r}")
 
     async def recover(run: SagaRun) -> None:
         storage = _LeasedStorage(_LeasedRun(run))
@@ -65,7 +70,7 @@ class _LeasedRun(RunCalls):
         self._run = run
         self._left_undone = False
 
-    def _of(self, saga_id: UUID) -> SagaRun:  # noqa: ARG002 - the run minds it
+    async def _of(self, saga_id: UUID) -> SagaRun:  # noqa: ARG002 - the run minds it
         return self._run
 
     async def update_status(self, saga_id: UUID, status: CqrsStatus) -> None:

@@ -1,20 +1,31 @@
 """Any storage of this package as the saga storage of python-cqrs."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from cqrs.saga.storage.enums import SagaStatus as CqrsStatus
 from cqrs.saga.storage.protocol import ISagaStorage as CqrsStorage
 from cqrs.saga.storage.protocol import SagaStorageRun
 
 from saga_store.cqrs.calls import ENGINE_ERRORS, EngineCalls, RunCalls, our_status
-from saga_store.errors import SagaConcurrencyError
+from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaLeasedError
 from saga_store.interface import ICheckpointStorage
-from saga_store.model import Checkpoint, Context, SagaStatus
+from saga_store.model import (
+    Checkpoint,
+    Context,
+    SagaLogEntry,
+    SagaStatus,
+    SagaStepStatus,
+    StepAction,
+)
 from saga_store.run import SagaRun
 from saga_store.storage import SagaStorage
+from saga_store.validation import valid_name, valid_period
+from saga_store.write import Lease
 
 
 class CqrsSagaStorage(EngineCalls, CqrsStorage):
@@ -36,13 +47,38 @@ class CqrsSagaStorage(EngineCalls, CqrsStorage):
             holds no connection while a step acts. With another, it writes one statement per call.
         write_ahead: Write that a step has STARTED before it acts, so that a crash inside it leaves a trace.
             It costs a run one more statement for each step; without runs it is always so.
+        lease: Hold a lease on a saga while the engine works on it, for so long, renewed three times meanwhile. Then
+            nobody takes a slow saga for a dead one, and recovery's ``stale_after`` can be short; who comes second
+            gets SagaLeasedError, and leaves the saga as it is. It costs two more statements for each run. Only for
+            a ``SagaStorage`` that commits its own calls.
+        owner: The name on the leases, which no other live process may have; by default host, process and a random
+            part.
+
+    Raises:
+        TypeError: ``storage`` is none.
+        InvalidSagaDataError: A lease that is no positive time, on a storage without runs; an owner without a lease.
     """
 
-    def __init__(self, storage: ICheckpointStorage, *, write_ahead: bool = False) -> None:
+    def __init__(
+        self,
+        storage: ICheckpointStorage,
+        *,
+        write_ahead: bool = False,
+        lease: timedelta | None = None,
+        owner: str | None = None,
+    ) -> None:
+        if not isinstance(storage, ICheckpointStorage):
+            raise TypeError(
+                "storage must be an ICheckpointStorage, such as SqlAlchemySagaStorage(engine) or MemorySagaStorage(), "
+                f"not {type(storage).__name__}"
+            )
         self._storage = storage
         self._write_ahead = write_ahead
+        self._lease = _valid_lease(storage, lease, owner)
 
-    def _of(self, saga_id: UUID) -> ICheckpointStorage:  # noqa: ARG002 - a run minds the id
+    async def _of(self, saga_id: UUID) -> ICheckpointStorage | SagaRun:
+        if self._lease and isinstance(self._storage, SagaStorage):
+            return _CommittingRun(self._storage, saga_id, lease=self._lease)
         return self._storage
 
     async def _load(self, saga_id: UUID) -> tuple[SagaStatus, Context, int]:
@@ -75,6 +111,9 @@ class CqrsSagaStorage(EngineCalls, CqrsStorage):
         with ENGINE_ERRORS:
             while True:
                 saga = await self._storage.get_saga(saga_id)
+                if self._lease and saga.lease_owner not in {None, self._lease.owner} and saga.lease_expires_at:
+                    # The engine would count an attempt, and call FAILED what somebody else is working on.
+                    raise SagaLeasedError(saga_id, saga.lease_owner or "", saga.lease_expires_at)
                 attempt = Checkpoint(
                     saga_id, status=status, recovery_attempts=saga.recovery_attempts + 1, expected_version=saga.version
                 )
@@ -92,20 +131,67 @@ class CqrsSagaStorage(EngineCalls, CqrsStorage):
         if not isinstance(self._storage, SagaStorage):
             # The engine takes this for "call the storage itself".
             raise NotImplementedError(f"{type(self._storage).__name__} has no runs")
-        return _run(_CqrsRun(self._storage, write_ahead=self._write_ahead))
+        return _run(self._storage, write_ahead=self._write_ahead, lease=self._lease)
+
+
+def _valid_lease(storage: ICheckpointStorage, lease: timedelta | None, owner: str | None) -> Lease | None:
+    if lease is None:
+        if owner is not None:
+            raise InvalidSagaDataError("owner", "must come with a lease, which is what it is the owner of; give both")
+        return None
+    if not isinstance(storage, SagaStorage):
+        raise InvalidSagaDataError("lease", f"needs a storage with runs, which {type(storage).__name__} isn't")
+    if not valid_period("lease", lease):
+        raise InvalidSagaDataError("lease", "must last for longer than no time, such as timedelta(seconds=30)")
+    owner = owner or f"{socket.gethostname()[:200]}:{os.getpid()}:{uuid4().hex[:8]}"
+    return Lease(valid_name("owner", owner), lease)
+
+
+class _CommittingRun(SagaRun):
+    """What the engine writes past its runs, as when it was cancelled and compensates: a commit for each call.
+
+    It takes the lease and leaves it to expire, for the next call comes soon; the last one makes the saga FAILED, which
+    ends it.
+    """
+
+    async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
+        await super().create_saga(saga_id, name, context)
+        await self.commit()
+
+    async def update_context(self, saga_id: UUID, context: Context, *, expected_version: int | None = None) -> None:
+        await super().update_context(saga_id, context, expected_version=expected_version)
+        await self.commit()
+
+    async def update_status(self, saga_id: UUID, status: SagaStatus, *, expected_version: int | None = None) -> None:
+        await super().update_status(saga_id, status, expected_version=expected_version)
+        await self.commit()
+
+    async def log_step(
+        self,
+        saga_id: UUID,
+        step_name: str,
+        action: StepAction,
+        status: SagaStepStatus,
+        details: str | None = None,
+    ) -> None:
+        await super().log_step(saga_id, step_name, action, status, details)
+        await self.commit()
+
+    async def get_step_history(self, saga_id: UUID) -> list[SagaLogEntry]:
+        # Reading takes no lease.
+        return await self._storage.get_step_history(saga_id)
 
 
 class _CqrsRun(RunCalls):
     """The engine names the saga with each call; in practice it is one and the same."""
 
-    def __init__(self, storage: SagaStorage, *, write_ahead: bool) -> None:
-        self._storage = storage
-        self._write_ahead = write_ahead
+    def __init__(self, begin: Callable[[UUID], Awaitable[SagaRun]]) -> None:
+        self._begin = begin
         self._runs: dict[UUID, SagaRun] = {}
 
-    def _of(self, saga_id: UUID) -> SagaRun:
+    async def _of(self, saga_id: UUID) -> SagaRun:
         if saga_id not in self._runs:
-            self._runs[saga_id] = self._storage.run(saga_id, write_ahead=self._write_ahead)
+            self._runs[saga_id] = await self._begin(saga_id)
         return self._runs[saga_id]
 
     async def commit(self) -> None:
@@ -119,8 +205,15 @@ class _CqrsRun(RunCalls):
 
 
 @asynccontextmanager
-async def _run(run: _CqrsRun) -> AsyncIterator[_CqrsRun]:
-    try:
-        yield run
-    finally:
-        await run.rollback()
+async def _run(storage: SagaStorage, *, write_ahead: bool, lease: Lease | None) -> AsyncIterator[_CqrsRun]:
+    async with AsyncExitStack() as runs:
+
+        async def begin(saga_id: UUID) -> SagaRun:
+            run = SagaRun(storage, saga_id, write_ahead=write_ahead, lease=lease, renew=lease is not None)
+            return await runs.enter_async_context(run) if lease else run
+
+        run = _CqrsRun(begin)
+        try:
+            yield run
+        finally:
+            await run.rollback()
