@@ -5,7 +5,7 @@ import itertools
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -13,7 +13,14 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaLeasedError, SagaNotFoundError
+from saga_store.errors import (
+    InvalidSagaDataError,
+    SagaAlreadyExistsError,
+    SagaConcurrencyError,
+    SagaLeasedError,
+    SagaNotFoundError,
+    SagaStoreError,
+)
 from saga_store.inspection import (
     Cursor,
     InterventionPage,
@@ -24,11 +31,16 @@ from saga_store.inspection import (
     SagaSummary,
     in_doubt,
 )
+from saga_store.joining import Fate, Part
 from saga_store.memory_views import MemoryViews
 from saga_store.model import UNFINISHED, SagaExecution, SagaLogEntry, SagaStatus
 from saga_store.storage import SagaStorage
 from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes
 from saga_store.write import Claim, Lease, Outcome, Settlement, Write
+from saga_store.write_ids import leads_to
+
+# As many ids of its last writes a row keeps.
+_MOST_RECENT_WRITES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,7 @@ class _Row:
     lease_expires_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    recent_writes: tuple[int, ...] = ()
 
     def is_leased(self, now: datetime) -> bool:
         return self.lease_expires_at is not None and self.lease_expires_at > now
@@ -105,6 +118,7 @@ class MemorySession:
         self._database = database
         self._rows: dict[UUID, _Row] = {}
         self._logs: dict[UUID, list[SagaLogEntry]] = {}
+        self._parts: list[Part] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -119,10 +133,20 @@ class MemorySession:
         self._database._rows.update(self._rows)
         for saga_id, entries in self._logs.items():
             self._database._logs.setdefault(saga_id, []).extend(entries)
-        await self.rollback()
+        self._end(Fate.COMMITTED)
 
     async def rollback(self) -> None:
         """Drop everything written since the last commit or rollback."""
+        self._end(Fate.ROLLED_BACK)
+
+    def _take_part(self) -> Part:
+        self._parts.append(Part(self))
+        return self._parts[-1]
+
+    def _end(self, fate: Fate) -> None:
+        for part in self._parts:
+            part.fate = fate
+        self._parts.clear()
         self._rows.clear()
         self._logs.clear()
         for saga_id in [held for held, holder in self._database._holders.items() if holder is self]:
@@ -157,13 +181,14 @@ class MemorySession:
                 row = self._row(write.saga_id)
                 if row is not None:
                     self._unlock(write.saga_id)  # somebody was faster; ON CONFLICT DO NOTHING locks nothing
-            return self._insert(write, now) if row is None else SagaAlreadyExistsError(write.saga_id)
+            return self._insert(write, now) if row is None else _recognised(row, write, SagaAlreadyExistsError(row.id))
         if row is None:
             return SagaNotFoundError(write.saga_id)
         await self._lock(write.saga_id)
         row = self._row(write.saga_id) or row
-        if write.expected_version not in (None, row.version):
-            return SagaConcurrencyError(write.saga_id, write.expected_version, row.version)
+        if write.write_id in row.recent_writes or write.expected_version not in (None, row.version):
+            refusal = SagaConcurrencyError(row.id, write.expected_version or 0, row.version)
+            return _recognised(row, write, refusal)
         taker = write.lease and write.lease.owner
         if taker and row.lease_owner and row.lease_expires_at and row.is_leased(now) and taker != row.lease_owner:
             return SagaLeasedError(write.saga_id, row.lease_owner, row.lease_expires_at)
@@ -249,6 +274,8 @@ class MemorySession:
 
     def _store(self, row: _Row, write: Write, now: datetime) -> int:
         database = self._database
+        if write.write_id is not None:
+            row = replace(row, recent_writes=(*row.recent_writes, write.write_id)[-_MOST_RECENT_WRITES:])
         self._rows[row.id] = row
         self._logs.setdefault(row.id, []).extend(
             SagaLogEntry(
@@ -263,6 +290,10 @@ class MemorySession:
             for step, age in zip(write.steps, write.ages(time.monotonic()), strict=True)
         )
         return row.version
+
+
+def _recognised(row: _Row, write: Write, refusal: SagaStoreError) -> Outcome:
+    return leads_to(write) if write.write_id in row.recent_writes else refusal
 
 
 def _with_lease(row: _Row, write: Write, now: datetime) -> _Row:
@@ -301,6 +332,7 @@ class MemorySagaStorage(SagaStorage):
         max_context_bytes: int = DEFAULT_MAX_CONTEXT_BYTES,
     ) -> None:
         self._bind = MemoryDatabase() if bind is None else bind
+        self._joins = isinstance(self._bind, MemorySession)
         self._max_context_bytes = valid_max_context_bytes(max_context_bytes)
 
     @property
@@ -362,6 +394,24 @@ class MemorySagaStorage(SagaStorage):
         row = view._row(saga_id)
         held = row is not None and row.is_leased(view._database._clock())
         return held and row is not None and (row.lease_owner, row.version) == (owner, version)
+
+    async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:
+        row = self._view()._row(saga_id)
+        return row.recent_writes if row else ()
+
+    def _joined(self, into: object) -> "MemorySagaStorage":
+        if isinstance(self._bind, MemorySession):
+            raise InvalidSagaDataError(
+                "into", "can't be given to a run whose storage is bound to a session: its commit() writes in that one"
+            )
+        if not isinstance(into, MemorySession):
+            raise InvalidSagaDataError("into", f"must be a MemorySession, not {type(into).__name__}")
+        if into._database is not self._bind:
+            raise InvalidSagaDataError("into", "must be on the run's database, and is on another MemoryDatabase")
+        return MemorySagaStorage(into, max_context_bytes=self._max_context_bytes)
+
+    async def _take_part(self) -> Part:
+        return self.session._take_part()
 
     async def _claim(self, claim: Claim) -> list[SagaExecution]:
         if isinstance(self._bind, MemorySession):

@@ -5,7 +5,7 @@ which two of them could drift apart.
 """
 
 import abc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -31,6 +31,7 @@ from saga_store.inspection import (
     valid_moment,
 )
 from saga_store.interface import IHistoryStorage, IInspectionStorage, IRecoveryStorage
+from saga_store.joining import Part
 from saga_store.model import (
     UNFINISHED,
     Checkpoint,
@@ -68,6 +69,8 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
     """Base of the storages: give it ``_apply``, ``_claim`` and the reads, and it keeps the contract."""
 
     _max_context_bytes = DEFAULT_MAX_CONTEXT_BYTES
+    _joins = False
+    """Whether its writes are part of a transaction that the caller commits."""
 
     @abc.abstractmethod
     def _apply(self, write: Write) -> Awaitable[Outcome]:
@@ -132,6 +135,18 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
     @abc.abstractmethod
     async def _settle(self, settlement: Settlement) -> None:
         """Do what ``settle_step`` promises."""
+
+    async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:  # noqa: ARG002 - for those that keep them
+        """Return the ids of the saga's last writes, as far as they had one; nothing if it isn't there."""
+        return ()
+
+    def _joined(self, into: object) -> "SagaStorage":  # noqa: ARG002 - as above
+        """Return the same storage, bound to a transaction of the caller's; or refuse what it can't be bound to."""
+        raise InvalidSagaDataError("into", f"can't be given: a {type(self).__name__} joins no transactions")
+
+    async def _take_part(self) -> Part:
+        """Return a part of the transaction that this storage joins; for one that ``_joined`` has returned."""
+        raise NotImplementedError
 
     async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
         await self._write(Write(valid_id(saga_id), name=valid_name("name", name), context=encode_context(context)))
@@ -308,13 +323,18 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
         """Begin a unit of work on one saga, to be entered with ``async with``; see ``SagaRun``.
 
         Raises:
-            InvalidSagaDataError: The id is no UUID; an owner without a lease, or a lease without an owner.
+            InvalidSagaDataError: The id is no UUID; an owner without a lease, or a lease without an owner; ``renew``
+                with a storage that joins a transaction.
         """
         saga_id = valid_id(saga_id)
         if owner is None and lease is None and not renew:
             return SagaRun(self, saga_id, write_ahead=write_ahead)
         if owner is None or lease is None:
             raise InvalidSagaDataError("lease", "must come with an owner, and an owner with a lease; give both or none")
+        if renew and self._joins:
+            raise InvalidSagaDataError(
+                "renew", "needs a storage that commits its own calls: in your transaction nobody sees a renewal in time"
+            )
         taken = Lease(valid_name("owner", owner), valid_period("lease", lease))
         return SagaRun(self, saga_id, write_ahead=write_ahead, lease=taken, renew=renew)
 

@@ -95,7 +95,8 @@ class Write(NamedTuple):
 
     ``logged_at`` says on Python's monotonic clock when each step was logged; empty means now. A lease is only
     ever renewed or released by a write that expects a version: that it is still held is the version's to say.
-    ``write_id`` is for a storage that may lose the answer, and has to tell later whether the write is there.
+    ``write_id`` is for telling later whether the write is there, since its answer may get lost; a write that comes with
+    one keeps it. ``repeats`` says that it may have been sent before, with this id: it is written once at most.
     """
 
     saga_id: UUID
@@ -108,6 +109,7 @@ class Write(NamedTuple):
     expected_version: int | None = None
     lease: Lease | None = None
     write_id: int | None = None
+    repeats: bool = False
 
     @property
     def creates(self) -> bool:

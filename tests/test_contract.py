@@ -24,15 +24,18 @@ from saga_store.testing import (
     CheckpointStorageContract,
     CheckpointUnit,
     ClaimContract,
+    CommitIntoContract,
     ConcurrencyContract,
     Contract,
     HistoryStreamContract,
     InspectionContract,
     InterventionContract,
+    Joinable,
     LeaseContract,
     LeaseRaceContract,
     RecoveryStorageContract,
     RunContract,
+    RunRaceContract,
     SettlementRaceContract,
     TransactionContract,
     Transactions,
@@ -93,6 +96,8 @@ class TestMemory(
     RecoveryStorageContract,
     HistoryStreamContract,
     RunContract,
+    RunRaceContract,
+    CommitIntoContract,
     LeaseContract,
     LeaseRaceContract,
     RowCountContract,
@@ -103,6 +108,10 @@ class TestMemory(
     def unit(self, memory: MemoryDatabase) -> CheckpointUnit:
         storage = MemorySagaStorage(memory)
         return lambda: nullcontext(storage)
+
+    @pytest.fixture
+    def joinable(self, memory: MemoryDatabase) -> Joinable:
+        return lambda: MemorySession(memory)
 
 
 class TestMemoryTransaction(
@@ -184,6 +193,8 @@ class TestPostgreSQL(
     RecoveryStorageContract,
     HistoryStreamContract,
     RunContract,
+    RunRaceContract,
+    CommitIntoContract,
     LeaseContract,
     LeaseRaceContract,
     RowCountContract,
@@ -193,6 +204,10 @@ class TestPostgreSQL(
     @pytest.fixture
     def unit(self, engine: AsyncEngine) -> CheckpointUnit:
         return unit_of("engine", engine)
+
+    @pytest.fixture
+    def joinable(self, engine: AsyncEngine) -> Joinable:
+        return partial(JOINING_BINDS["connection"], engine)
 
 
 class TestPostgreSQLTransaction(
@@ -222,12 +237,18 @@ class TestSessionmaker(
     LeaseRaceContract,
     InspectionContract,
     SettlementRaceContract,
+    RunRaceContract,
+    CommitIntoContract,
 ):
     """What goes another way than with an engine: each kind of statement, where it is routed, alone and in a crowd."""
 
     @pytest.fixture
     def unit(self, engine: AsyncEngine) -> CheckpointUnit:
         return unit_of("sessionmaker", engine)
+
+    @pytest.fixture
+    def joinable(self, engine: AsyncEngine) -> Joinable:
+        return partial(JOINING_BINDS["session"], engine)
 
 
 class TestSession(

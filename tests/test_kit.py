@@ -14,12 +14,14 @@ import pytest
 import saga_store
 from saga_store.testing import (
     CheckpointStorageContract,
+    CommitIntoContract,
     Contract,
     HistoryStreamContract,
     LeaseContract,
     LeaseRaceContract,
     RecoveryStorageContract,
     RunContract,
+    RunRaceContract,
     TransactionContract,
 )
 
@@ -99,6 +101,8 @@ class WholeKit(
     RecoveryStorageContract,
     HistoryStreamContract,
     RunContract,
+    RunRaceContract,
+    CommitIntoContract,
     LeaseContract,
     LeaseRaceContract,
 ):

@@ -29,6 +29,11 @@ class Bind(abc.ABC):
     def transaction(self, attempt: Attempt) -> AbstractAsyncContextManager[AsyncConnection]:
         """Give a connection in a transaction at READ COMMITTED, committed on leaving; or in the caller's own."""
 
+    @property
+    def database(self) -> str | None:
+        """What its database is called, as far as that is known before it is used."""
+        return None
+
     @asynccontextmanager
     async def holding(self) -> AsyncIterator["Bind"]:
         """Give a bind for statements that follow each other closely; it may keep its connection meanwhile."""
@@ -41,6 +46,10 @@ class EngineBind(Bind):
     def __init__(self, engine: AsyncEngine) -> None:
         _check_driver(engine.dialect.name, engine.dialect.driver)
         self._engine = engine
+
+    @property
+    def database(self) -> str | None:
+        return self._engine.url.database
 
     async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
         attempt.engine = self._engine
@@ -83,6 +92,11 @@ class SessionmakerBind(Bind):
 
     def __init__(self, maker: async_sessionmaker[AsyncSession]) -> None:
         self._maker = maker
+
+    @property
+    def database(self) -> str | None:
+        bound_to = self._maker.kw.get("bind")
+        return bound_to.url.database if isinstance(bound_to, AsyncEngine) else None
 
     async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
         async with self._maker() as session:
@@ -129,17 +143,22 @@ class JoinedBind(Bind):
     async def transaction(self, attempt: Attempt) -> AsyncIterator[AsyncConnection]:
         attempt.joins = True
         async with self._one_at_a_time:
-            joined = self.joined
-            connection = (
-                joined
-                if isinstance(joined, AsyncConnection)
-                else await joined.connection(bind_arguments={"mapper": SagaExecutionModel})
-            )
-            _check_driver(connection.dialect.name, connection.dialect.driver)
-            attempt.commits = await _in_autocommit(connection)
+            connection = await self.connect()
+            attempt.commits = await in_autocommit(connection)
             await _check_pooler(connection)
             attempt.engine, attempt.reached_connection = connection.engine, True
             yield connection
+
+    async def connect(self) -> AsyncConnection:
+        """Return the connection that the transaction is on, or will be."""
+        joined = self.joined
+        connection = (
+            joined
+            if isinstance(joined, AsyncConnection)
+            else await joined.connection(bind_arguments={"mapper": SagaExecutionModel})
+        )
+        _check_driver(connection.dialect.name, connection.dialect.driver)
+        return connection
 
 
 def make_bind(target: BindTarget) -> Bind:
@@ -161,7 +180,7 @@ async def _check_pooler(connection: AsyncConnection) -> None:
         await check_pooler(pool, (await connection.get_raw_connection()).driver_connection)
 
 
-async def _in_autocommit(connection: AsyncConnection) -> bool:
+async def in_autocommit(connection: AsyncConnection) -> bool:
     raw = (await connection.get_raw_connection()).dbapi_connection
     return raw is not None and connection.dialect.detect_autocommit_setting(raw)
 

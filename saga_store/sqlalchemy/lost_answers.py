@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import cast
 
-from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, UnknownOutcomeError
+from saga_store.errors import (
+    SagaAlreadyExistsError,
+    SagaConcurrencyError,
+    SagaNotFoundError,
+    UnknownOutcomeError,
+)
 from saga_store.sqlalchemy.execution import Executor, Failure, Retries, Retry
 from saga_store.sqlalchemy.read_sql import RECENT_WRITES
 from saga_store.sqlalchemy.write_parameters import of_all
@@ -42,6 +47,17 @@ async def resolve(executor: Executor, writes: Sequence[Write], lost: UnknownOutc
     while (still_open := [one for one in sent if one.is_open]) and await retries.pause():
         await _write_again(executor, still_open)
     return {one.write.saga_id.int: _unknown(one.write, lost) if one.outcome is None else one.outcome for one in sent}
+
+
+async def judge(executor: Executor, write: Write) -> Outcome:
+    """Return what it means that a write was refused, if it may have been sent before."""
+    rows = await executor.execute(RECENT_WRITES, {"saga_ids": [write.saga_id]})
+    if not rows:
+        return SagaNotFoundError(write.saga_id)
+    [(_, version, recent)] = rows
+    refused = _Sent(write, is_open=True)
+    _judge(refused, version, recent or ())
+    return UnknownOutcomeError(write.saga_id) if refused.outcome is None else refused.outcome
 
 
 async def _write_again(executor: Executor, sent: Sequence[_Sent]) -> None:

@@ -1,16 +1,18 @@
 """The storage: its writes through ``writer``, its reads and claims as statements of their own."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from saga_store.errors import SagaNotFoundError, UnknownOutcomeError
+from saga_store.errors import InvalidSagaDataError, SagaNotFoundError, UnknownOutcomeError
 from saga_store.inspection import Cursor, InterventionPage, SagaCount, SagaFigures, SagaPage, SagaQuery, SagaSummary
+from saga_store.joining import Part
 from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
 from saga_store.sqlalchemy.execution import Executor
+from saga_store.sqlalchemy.following import take_part
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.sqlalchemy.read_sql import (
     CLAIM,
@@ -19,6 +21,7 @@ from saga_store.sqlalchemy.read_sql import (
     HISTORY_PAGE,
     HOLDS,
     IN_DOUBT,
+    RECENT_WRITES,
     SAGA,
     STALE,
 )
@@ -74,7 +77,9 @@ class SqlAlchemySagaStorage(SagaStorage):
         self._max_context_bytes = valid_max_context_bytes(max_context_bytes)
         self._bind = make_bind(bind)
         seconds = valid_period("retry_for", retry_for).total_seconds()
-        joins = isinstance(self._bind, JoinedBind)
+        joins = self._joins = isinstance(self._bind, JoinedBind)
+        # If a run of another storage writes in this transaction: what database that one is on.
+        self._home: str | None = None
         self._executor = Executor(self._bind, seconds)
         self._views = Views(self._executor)
         self._writer = Writer(self._executor, resolves=seconds > 0 and not joins)
@@ -88,7 +93,26 @@ class SqlAlchemySagaStorage(SagaStorage):
         raise AttributeError("this storage isn't bound to an AsyncSession")
 
     def _apply(self, write: Write) -> Awaitable[Outcome]:
+        if write.repeats:
+            return self._writer.repeat(write)
         return self._writer.write(write) if self._group is None else self._group.write(write)
+
+    def _joined(self, into: object) -> "SqlAlchemySagaStorage":
+        if self._joins:
+            raise InvalidSagaDataError(
+                "into",
+                "can't be given to a run whose storage is bound to a session or connection: its commit() writes "
+                "in that transaction",
+            )
+        if not isinstance(into, AsyncSession | AsyncConnection):
+            raise InvalidSagaDataError("into", f"must be an AsyncSession or AsyncConnection, not {type(into).__name__}")
+        joined = SqlAlchemySagaStorage(into, max_context_bytes=self._max_context_bytes)
+        joined._home = self._bind.database
+        return joined
+
+    async def _take_part(self) -> Part:
+        assert isinstance(self._bind, JoinedBind)  # noqa: S101 - see _joined
+        return await take_part(self._bind, self._home)
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
         rows = await self._executor.execute(SAGA, {"saga_id": saga_id})
@@ -127,6 +151,10 @@ class SqlAlchemySagaStorage(SagaStorage):
     async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
         rows = await self._executor.execute(HOLDS, {"saga_id": saga_id, "owner": owner, "version": version})
         return any(held for (held,) in rows)
+
+    async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:
+        rows = await self._executor.execute(RECENT_WRITES, {"saga_ids": [saga_id]})
+        return [write_id for (_, _, recent) in rows for write_id in recent or ()]
 
     async def _claim(self, claim: Claim) -> list[SagaExecution]:
         parameters = {

@@ -95,7 +95,7 @@ def _columns(writes: Sequence[Write]) -> dict[str, object]:
 
     Things that often come and go are there together: a connection keeps a statement for each set of them.
     """
-    saga_ids, names, statuses, contexts, _, _, attempts, expected, leases, write_ids = zip(*writes, strict=True)
+    saga_ids, names, statuses, contexts, _, _, attempts, expected, leases, write_ids, _ = zip(*writes, strict=True)
     columns: dict[str, object] = {"saga_id": list(saga_ids)}
     if any(names):
         columns["name"] = list(names)

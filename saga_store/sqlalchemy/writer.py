@@ -15,7 +15,7 @@ from saga_store.errors import (
     UnknownOutcomeError,
 )
 from saga_store.sqlalchemy.execution import Executor, Failure, Retry
-from saga_store.sqlalchemy.lost_answers import resolve
+from saga_store.sqlalchemy.lost_answers import judge, resolve
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.wire import Parameters, Rows
 from saga_store.sqlalchemy.write_parameters import by_kind, of_all, of_kinds, of_one
@@ -67,6 +67,15 @@ class Writer:
             return [answer.outcomes[write.saga_id.int] for write in writes]
         judge = _outcome if waits else _outcome_unless_locked
         return [judge(write, row) for write, row in zip(writes, sorted(answer, key=itemgetter(0)), strict=True)]
+
+    async def repeat(self, write: Write) -> Outcome:
+        """Apply a write that may have been sent before, with the same id: it may be there, or be under way still."""
+        statement = explain(waits=True, again=True)
+        answer = await self._settle(statement, of_all(statement, (write,)), (write,))
+        if isinstance(answer, _Resolved):
+            return answer.outcomes[write.saga_id.int]
+        [(_, written, *_)] = answer
+        return await judge(self._executor, write) if written is None else cast("int", written)
 
     @asynccontextmanager
     async def holding(self) -> AsyncIterator["Writer"]:

@@ -18,6 +18,7 @@ pytest.register_assert_rewrite(
             "absence",
             "checkpoint",
             "claim",
+            "commit_into",
             "concurrency",
             "context",
             "contract",
@@ -41,6 +42,7 @@ pytest.register_assert_rewrite(
 from saga_store.testing.absence import AbsenceContract, CheckpointAbsenceContract
 from saga_store.testing.checkpoint import CheckpointContract
 from saga_store.testing.claim import Age, AgingContract, ClaimContract
+from saga_store.testing.commit_into import CommitIntoContract, Joinable
 from saga_store.testing.concurrency import ConcurrencyContract, VersionRaceContract
 from saga_store.testing.context import CopyContract, FidelityContract
 from saga_store.testing.contract import CheckpointUnit, Contract, Unit
@@ -53,7 +55,7 @@ from saga_store.testing.inspection import InspectionContract, SettlementRaceCont
 from saga_store.testing.intervention import InDoubtContract, InterventionContract
 from saga_store.testing.lease import LeaseContract, LeaseRaceContract
 from saga_store.testing.refusal import CheckpointRefusalContract, RefusalContract
-from saga_store.testing.run import RunContract, RunUnit
+from saga_store.testing.run import RunContract, RunRaceContract, RunUnit
 from saga_store.testing.staleness import StalenessContract
 from saga_store.testing.state import StateContract
 from saga_store.testing.suite import (
@@ -86,6 +88,7 @@ __all__ = [
     "CheckpointStorageContract",
     "CheckpointUnit",
     "ClaimContract",
+    "CommitIntoContract",
     "ConcurrencyContract",
     "Contract",
     "CopyContract",
@@ -99,12 +102,14 @@ __all__ = [
     "InspectionContract",
     "InterventionContract",
     "IsolationContract",
+    "Joinable",
     "LeaseContract",
     "LeaseRaceContract",
     "LockContract",
     "RecoveryStorageContract",
     "RefusalContract",
     "RunContract",
+    "RunRaceContract",
     "RunUnit",
     "SagaStorageContract",
     "SagaTransactionContract",

@@ -133,6 +133,18 @@ class LeaseContract(AgingContract):
             assert await run.holds_lease()
         assert (await storage.get_saga(saga_id)).lease_owner is None
 
+    async def test_it_has_to_be_entered(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+        """A run with a lease that isn't entered refuses every call, and says how to enter it; nothing is written."""
+        saga_id = await new_saga(storage)
+        before = await storage.get_saga(saga_id)
+        async with unit() as bound:
+            run = bound.run(saga_id, owner="worker-1", lease=_HOUR)
+            for call in (run.load_saga_state(saga_id), run.update_context(saga_id, {}), run.commit(), run.heartbeat()):
+                with pytest.raises(InvalidSagaDataError, match="async with"):
+                    await call
+            assert not await run.holds_lease()
+        assert await storage.get_saga(saga_id) == before
+
     async def test_a_bad_lease_is_refused(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
         """A lease needs an owner and a duration, and a run without one has nothing to renew or to hold."""
         saga_id = await new_saga(storage)

@@ -1,8 +1,9 @@
 """Subject: scoped runs, which buffer the writes to one saga and commit them as one checkpoint."""
 
+import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TypeAlias
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from saga_store.errors import (
 )
 from saga_store.interface import ICheckpointStorage
 from saga_store.model import SagaStatus, SagaStepStatus
+from saga_store.run import SagaRun
 from saga_store.storage import SagaStorage
 from saga_store.testing.contract import Contract, new_saga, observe
 
@@ -296,3 +298,44 @@ class RunContract(Contract):
                 await work(bound)
         assert (await storage.get_saga(saga_id)).status is SagaStatus.RUNNING
         assert [entry.status for entry in await storage.get_step_history(saga_id)] == [_STARTED]
+
+
+class RunRaceContract(Contract):
+    """What a run promises to tasks that share it, and that are cancelled; for storages that commit each call."""
+
+    async def test_parallel_steps(self, unit: RunUnit, storage: ICheckpointStorage) -> None:
+        """Tasks that log and commit in one run lose nothing, and write nothing twice."""
+        saga_id = await new_saga(storage)
+
+        async def step(run: SagaRun, name: str) -> None:
+            for status in (_STARTED, _COMPLETED):
+                await run.log_step(saga_id, name, "act", status)
+                await run.commit()
+
+        async with unit() as bound, bound.run(saga_id) as run, asyncio.TaskGroup() as group:
+            for number in range(8):
+                group.create_task(step(run, str(number)))
+        history = [(entry.step_name, entry.status) for entry in await storage.get_step_history(saga_id)]
+        assert sorted(history) == sorted((str(n), status) for n in range(8) for status in (_STARTED, _COMPLETED))
+        for number in range(8):
+            assert history.index((str(number), _STARTED)) < history.index((str(number), _COMPLETED))
+
+    async def test_a_cancelled_commit_is_made_again(self, unit: RunUnit, storage: ICheckpointStorage) -> None:
+        """A commit that is cancelled at any moment and made again, with more in it by then, comes once and in order."""
+        for turns in range(30):
+            saga_id = await new_saga(storage)
+            async with unit() as bound, bound.run(saga_id) as run:
+                await run.log_step(saga_id, "one", "act", _COMPLETED)
+                if turns % 2:
+                    await run.update_status(saga_id, SagaStatus.RUNNING)
+                commit = asyncio.create_task(run.commit())
+                for _ in range(turns // 2):
+                    await asyncio.sleep(0)
+                commit.cancel()
+                with suppress(asyncio.CancelledError):
+                    await commit
+                await run.log_step(saga_id, "two", "act", _COMPLETED)
+                await run.commit()
+                version = run.version
+            assert [entry.step_name for entry in await storage.get_step_history(saga_id)] == ["one", "two"]
+            assert (await storage.get_saga(saga_id)).version == version == 1 + turns % 2

@@ -1,0 +1,358 @@
+"""Runs, whose callers are cancelled, time out, share them, and commit them with other rows.
+
+What can happen between a buffer and the row. A commit freezes the buffer: from then on it is a write with an id and an
+expected version, *sent*, until it is known what came of it.
+
+1. It is refused, or nothing was sent: everything is one buffer again.
+2. The caller is cancelled, times out, or gets UnknownOutcomeError, before the statement is executed, in the middle of
+   it, or after it: it stays sent. The next commit sends the same again, first of all. It is written then, or the row
+   has its id; what was buffered in between follows as a write of its own, which expects what the first has led to.
+3. As 2, and the first attempt arrives only after the second: it is refused by the version, or by the id if only
+   entries were logged.
+4. As 2, and somebody else has written in between: both are refused.
+5. As 2, then ``rollback()``: it isn't sent again. If it arrived, the fence goes on from it, else from where it was.
+
+Between tasks: whoever buffers, reads or commits has the turn. An entry that is logged while another task commits is
+part of the next commit. A heartbeat waits for the turn as well.
+
+With ``commit(into=...)`` the write is sent in a transaction of the caller's, and shares its fate:
+
+6. ROLLBACK, of it all or to a savepoint from before; the connection is lost before COMMIT was sent; a session is
+   closed: SQLAlchemy tells at once, and it is buffered again.
+7. COMMIT of a session, and it says so afterwards: the run goes on from there.
+8. COMMIT of a connection: SQLAlchemy tells before it is sent. The version goes on, and the next call looks at the row.
+9. COMMIT fails, or its answer gets lost: the next call looks. If the id isn't there, it may yet come, as in 3. So it
+   stays sent, and is sent again: by the run's own storage, or in the next transaction.
+10. The transaction is open: a commit elsewhere would wait for the row's lock, which the same task may hold, so it is
+    refused. Heartbeats are left out. Others, such as an operator, wait for the lock.
+11. A heartbeat was sent before it was known that 8 or 9 was a commit: it is refused by the version. The run looks,
+    finds its own id, and sends the heartbeat again with the version that it led to.
+12. A savepoint that was set after the write is rolled back: the write stays.
+
+When the run is left, whoever leaves may be cancelled once, or again at every await. The release is a task of its own,
+which nobody cancels; whoever leaves waits for it, and then goes on being cancelled.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+import anyio.lowlevel
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from saga_store import (
+    InvalidSagaDataError,
+    SagaConcurrencyError,
+    SagaRun,
+    SagaStatus,
+    SagaStepStatus,
+    UnknownOutcomeError,
+)
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.storage import SagaStorage
+from tests.connections import until_returned
+from tests.databases import Database
+from tests.proxy import Cut
+from tests.scene import NEVER, Scene
+from tests.test_cancellation import CancelledAt
+from tests.test_contract import DRIVERS
+
+HOUR = timedelta(hours=1)
+COMPLETED = SagaStepStatus.COMPLETED
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def engine(driver: str, make_engine: Callable[..., AsyncEngine]) -> AsyncEngine:
+    return make_engine(driver, pool_size=4, max_overflow=0)
+
+
+async def log(run: SagaRun, *names: str) -> None:
+    for name in names:
+        await run.log_step(run.saga_id, name, "act", COMPLETED)
+
+
+async def steps_of(storage: SagaStorage | SagaRun, saga_id: UUID) -> list[str]:
+    return [entry.step_name for entry in await storage.get_step_history(saga_id)]
+
+
+async def new_saga(storage: SagaStorage) -> UUID:
+    saga_id = uuid4()
+    await storage.create_saga(saga_id, "order", {})
+    return saga_id
+
+
+async def cancel_at(suspension: int, call: Callable[[], Awaitable[object]], *, answered: bool) -> bool:
+    """Make a call, cancelled at one of its suspensions; whether it has so many."""
+    cancelled = CancelledAt(suspension, answered)
+
+    async def make() -> None:
+        await cancelled.run(call())  # type: ignore[arg-type] # a coroutine
+
+    with suppress(asyncio.CancelledError):
+        await asyncio.ensure_future(make())
+    return cancelled.reached
+
+
+class TestCommitAgain:
+    """Rows of one buffer come once, however often its commit was cut short."""
+
+    @pytest.mark.parametrize("options", [{}, {"group_commit": False}, {"retry_for": NEVER}], ids=str)
+    @pytest.mark.parametrize("what", ["entries", "status", "creation"])
+    async def test_a_cancelled_commit_is_made_again(
+        self, what: str, options: dict[str, Any], engine: AsyncEngine
+    ) -> None:
+        """Cancelled anywhere, with more buffered in between, and made again: everything is there once, in order."""
+        storage = SqlAlchemySagaStorage(engine, **options)
+        reached, suspension = True, 0
+        while reached:
+            for answered in (False, True):
+                saga_id = uuid4() if what == "creation" else await new_saga(storage)
+                async with storage.run(saga_id) as run:
+                    if what == "creation":
+                        await run.create_saga(saga_id, "order", {"n": 1})
+                    await log(run, "one", "two")
+                    if what == "status":
+                        await run.update_status(saga_id, SagaStatus.RUNNING)
+                    reached = await cancel_at(suspension, run.commit, answered=answered)
+                    await log(run, "three")
+                    assert await steps_of(run, saga_id) == ["one", "two", "three"]
+                    await run.commit()
+                    assert await steps_of(run, saga_id) == ["one", "two", "three"]
+                    saga = await storage.get_saga(saga_id)
+                    assert run.version == saga.version == (2 if what == "status" else 1)
+                assert await steps_of(storage, saga_id) == ["one", "two", "three"]
+            suspension += 1
+        assert suspension > 1
+
+    @pytest.mark.parametrize("cut", [Cut.BEFORE_SENDING, Cut.BEFORE_ANSWER, Cut.STRANDED])
+    @pytest.mark.parametrize("changes", [False, True], ids=["entries", "status"])
+    async def test_after_an_unknown_outcome(self, changes: bool, cut: Cut, driver: str, database: Database) -> None:  # noqa: FBT001 - a parameter
+        """Whatever came of what was lost, the same is sent again: it comes once, also if the first attempt is late."""
+        async with Scene.on(database, driver, retry_for=NEVER) as scene:
+            run = scene.storage.run(scene.saga_id)
+            async with run:
+                await log(run, "one")
+                if changes:
+                    await run.update_status(scene.saga_id, SagaStatus.RUNNING)
+                scene.proxy.cut = cut
+                with pytest.raises(UnknownOutcomeError):
+                    await run.commit()
+                await log(run, "two")
+                assert await steps_of(run, scene.saga_id) == ["one", "two"]
+                await run.commit()
+                await scene.proxy.deliver()
+                assert await scene.steps() == await steps_of(run, scene.saga_id) == ["one", "two"]
+                assert run.version == (await scene.saga()).version == 1 + changes
+
+    async def test_somebody_else_was_faster(self, driver: str, database: Database) -> None:
+        """If what was lost never arrived, and somebody else wrote, everything is refused, and is one buffer again."""
+        async with Scene.on(database, driver, retry_for=NEVER) as scene, scene.storage.run(scene.saga_id) as run:
+            await log(run, "one")
+            scene.proxy.cut = Cut.BEFORE_SENDING
+            with pytest.raises(UnknownOutcomeError):
+                await run.commit()
+            await scene.write_meanwhile(1)
+            await log(run, "two")
+            with pytest.raises(SagaConcurrencyError):
+                await run.commit()
+            assert await scene.steps() == ["theirs"]
+            await run.rollback()
+            await log(run, "three")
+            await run.commit()
+            assert await scene.steps() == ["theirs", "three"]
+
+    async def test_many_entries_of_one_version(self, driver: str, database: Database) -> None:
+        """When a row has no room for the ids of log entries, a commit that was lost stays unknown, and comes once."""
+        async with Scene.on(database, driver, retry_for=NEVER) as scene, scene.storage.run(scene.saga_id) as run:
+            for number in range(40):
+                await log(run, str(number))
+                await run.commit()
+            await log(run, "lost")
+            scene.proxy.cut = Cut.BEFORE_ANSWER
+            for _ in range(3):
+                with pytest.raises(UnknownOutcomeError):
+                    await run.commit()
+            assert (await scene.steps()).count("lost") == 1
+            await run.rollback()
+
+    @pytest.mark.parametrize("arrives", [False, True])
+    async def test_what_was_dropped_is_not_sent_again(self, arrives: bool, driver: str, database: Database) -> None:  # noqa: FBT001 - a parameter
+        """After a rollback the run goes on from what was lost if it arrived, lease and all, and doesn't repeat it."""
+        async with Scene.on(database, driver, retry_for=NEVER) as scene:
+            async with scene.storage.run(scene.saga_id, owner="me", lease=HOUR) as run:
+                await run.update_status(scene.saga_id, SagaStatus.RUNNING)
+                await log(run, "lost")
+                scene.proxy.cut = Cut.BEFORE_ANSWER if arrives else Cut.BEFORE_SENDING
+                with pytest.raises(UnknownOutcomeError):
+                    await run.commit()
+                await run.rollback()
+                status, _ = await run.load_saga_state(scene.saga_id)
+                assert status is (SagaStatus.RUNNING if arrives else SagaStatus.PENDING)
+                await log(run, "after")
+                await run.commit()
+                assert await run.holds_lease()
+            assert await scene.steps() == (["lost", "after"] if arrives else ["after"])
+            assert (await scene.saga()).lease_owner is None
+
+    async def test_a_lost_commit_is_no_lost_lease(self, driver: str, database: Database) -> None:
+        """A heartbeat after a commit whose answer got lost finds that it was the run's own."""
+        async with Scene.on(database, driver, retry_for=NEVER) as scene:
+            async with scene.storage.run(scene.saga_id, owner="me", lease=HOUR) as run:
+                await run.update_status(scene.saga_id, SagaStatus.RUNNING)
+                scene.proxy.cut = Cut.BEFORE_ANSWER
+                with pytest.raises(UnknownOutcomeError):
+                    await run.commit()
+                await run.heartbeat()
+                assert await run.holds_lease()
+                await run.commit()
+            assert (await scene.saga()).lease_owner is None
+
+
+class TestTurns:
+    """Several tasks use one run."""
+
+    @pytest.mark.parametrize("write_ahead", [False, True])
+    async def test_parallel_steps(self, write_ahead: bool, engine: AsyncEngine) -> None:  # noqa: FBT001 - a parameter
+        """Eight steps in a TaskGroup leave sixteen entries, each step's in order."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+
+        async def step(run: SagaRun, name: str) -> None:
+            await run.log_step(saga_id, name, "act", SagaStepStatus.STARTED)
+            await run.commit()
+            await run.log_step(saga_id, name, "act", COMPLETED)
+            await run.commit()
+            assert (await steps_of(run, saga_id)).count(name) == 2
+
+        run = storage.run(saga_id, write_ahead=write_ahead, owner="me", lease=HOUR)
+        async with run, asyncio.TaskGroup() as group:
+            for number in range(8):
+                group.create_task(step(run, str(number)))
+        history = await storage.get_step_history(saga_id)
+        assert len(history) == 16
+        for number in range(8):
+            assert [entry.status for entry in history if entry.step_name == str(number)] == [
+                SagaStepStatus.STARTED,
+                COMPLETED,
+            ]
+
+    async def test_what_is_logged_during_a_commit(self, engine: AsyncEngine) -> None:
+        """An entry that is logged while another task's commit waits for the row comes with the next commit."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        async with storage.run(saga_id) as run, engine.connect() as other:
+            await log(run, "one")
+            await other.execute(text("SELECT FROM saga_executions WHERE id = :id FOR UPDATE"), {"id": saga_id})
+            commit = asyncio.create_task(run.commit())
+            await _a_moment()
+            logged = asyncio.create_task(log(run, "two"))
+            await _a_moment()
+            await other.rollback()
+            await asyncio.gather(commit, logged)
+            assert await steps_of(storage, saga_id) == ["one"]
+            await run.commit()
+        assert await steps_of(storage, saga_id) == ["one", "two"]
+
+
+async def _a_moment() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0.005)
+
+
+async def held_by(storage: SagaStorage, saga_id: UUID) -> str | None:
+    return (await storage.get_saga(saga_id)).lease_owner
+
+
+class TestLeaving:
+    """The lease is released, whoever cancels."""
+
+    @pytest.mark.parametrize("place", ["body", "leaving"])
+    async def test_anyio_cancels_again_and_again(self, place: str, engine: AsyncEngine) -> None:
+        """In a scope that cancels at every await the lease is released, and the scope ends as cancelled."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        reached = False
+        with anyio.move_on_after(0.2) as scope:
+            async with storage.run(saga_id, owner="me", lease=HOUR, renew=True) as run:
+                await log(run, "one")
+                await run.commit()
+                if place == "body":
+                    await anyio.sleep_forever()
+                scope.cancel()
+            await anyio.lowlevel.checkpoint()
+            reached = True
+        assert scope.cancelled_caught
+        assert not reached
+        assert await held_by(storage, saga_id) is None
+        assert await steps_of(storage, saga_id) == ["one"]
+
+    async def test_asyncio_times_out(self, engine: AsyncEngine) -> None:
+        """A timeout inside the run is a TimeoutError outside, and the lease is released."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), storage.run(saga_id, owner="me", lease=HOUR):
+                await asyncio.Event().wait()
+        assert await held_by(storage, saga_id) is None
+
+    async def test_it_is_cancelled_anywhere(self, engine: AsyncEngine) -> None:
+        """Cancelled at each suspension of entering, working and leaving, the saga is free when the task has ended."""
+        storage = SqlAlchemySagaStorage(engine)
+        for suspension in range(1000):
+            reached = False
+            for answered in (False, True):
+                saga_id = await new_saga(storage)
+
+                async def work(saga_id: UUID = saga_id) -> None:
+                    async with storage.run(saga_id, owner="me", lease=HOUR, renew=True) as run:
+                        await log(run, "one")
+                        await run.commit()
+
+                reached |= await cancel_at(suspension, work, answered=answered)
+                assert await held_by(storage, saga_id) is None
+                assert await steps_of(storage, saga_id) in ([], ["one"])
+            if not reached:
+                break
+        assert suspension > 2
+
+    async def test_it_takes_its_time_and_no_more(
+        self, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """If somebody has locked the row for longer than leaving may take, a warning says so: the lease will expire."""
+        monkeypatch.setattr("saga_store.run._MOST_SECONDS_TO_LEAVE", 0.2)
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        async with engine.connect() as other:
+            with anyio.move_on_after(0.1) as scope:
+                async with storage.run(saga_id, owner="me", lease=HOUR):
+                    await other.execute(text("SELECT FROM saga_executions WHERE id = :id FOR UPDATE"), {"id": saga_id})
+                    await anyio.sleep_forever()
+            assert scope.cancelled_caught
+        await until_returned(engine)
+        [warning] = [record for record in caplog.records if record.name == "saga_store"]
+        assert "couldn't be released in time" in warning.getMessage()
+        assert str(saga_id) in warning.getMessage()
+
+    async def test_a_leased_run_has_to_be_entered(self, engine: AsyncEngine) -> None:
+        """Without `async with` nothing takes the lease: every call says so, and nothing is written."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        run = storage.run(saga_id, owner="me", lease=HOUR)
+        for call in (log(run, "one"), run.commit(), run.heartbeat(), run.load_saga_state(saga_id)):
+            with pytest.raises(InvalidSagaDataError, match="async with"):
+                await call
+        assert not await run.holds_lease()
+        saga = await storage.get_saga(saga_id)
+        assert (saga.version, saga.lease_owner) == (1, None)
