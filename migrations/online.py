@@ -18,9 +18,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.exc import DBAPIError
 
-from saga_store.schema.patience import Patience
-from saga_store.schema.progress import LogReport, Progress
-from saga_store.schema.settings import LOCK_TIMEOUT, LOCK_WAIT, STATEMENT_TIMEOUT
+from saga_store.schema.session import Patience
+from saga_store.schema.settings import LOCK_TIMEOUT, LOCK_WAIT, STATEMENT_TIMEOUT, LogReport, Progress
 
 BATCH_ROWS = 5_000
 

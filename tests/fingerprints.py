@@ -7,7 +7,8 @@ from sqlalchemy import create_engine
 
 import saga_store.schema
 from saga_store import schema
-from saga_store.schema.fingerprint import Fingerprint, enter_schema, read_fingerprint
+from saga_store.schema.fingerprint import Fingerprint, read_fingerprint
+from saga_store.schema.session import enter_schema
 from saga_store.testing.postgres import embedded
 
 FILE = Path(saga_store.schema.__file__).parent / "fingerprints.json"

@@ -10,7 +10,7 @@ import pytest
 from saga_store import adoption, schema
 from saga_store.cli import main
 from saga_store.cli.exits import Exit
-from saga_store.schema.checking import State
+from saga_store.schema.fingerprint import State
 from tests.cqrs_tables import ENTRIES_OF_EACH, SAGAS, execute
 from tests.databases import Database
 from tests.test_migrations import fingerprint

@@ -39,8 +39,8 @@ import pytest
 
 from saga_store import adoption, schema
 from saga_store.schema import MigrationLockError
-from saga_store.schema.checking import State
-from saga_store.schema.progress import Progress
+from saga_store.schema.fingerprint import State
+from saga_store.schema.settings import Progress
 from tests.cqrs_tables import OldProcess, connected, digest, missing, old_storage, undone, working
 from tests.databases import Database
 from tests.extent import WHOLE, stride

@@ -1,6 +1,6 @@
 """Why tables can't be adopted."""
 
-from saga_store.schema.errors import MigrationError
+from saga_store.schema.settings import MigrationError
 
 
 class AdoptionError(MigrationError):

@@ -12,13 +12,10 @@ from saga_store.adoption.shape import Shape, read
 from saga_store.adoption.steps import Step
 from saga_store.adoption.worker import Worker
 from saga_store.schema.connections import Bind, connected
-from saga_store.schema.errors import MigrationError
-from saga_store.schema.fingerprint import enter_schema
 from saga_store.schema.pooler import refuse_shared_sessions
-from saga_store.schema.progress import LogReport, Report
 from saga_store.schema.scripts import recorded_revision
-from saga_store.schema.session import migration, require_schema, target_schema
-from saga_store.schema.settings import LOCK_WAIT, Settings
+from saga_store.schema.session import enter_schema, migration, require_schema, target_schema
+from saga_store.schema.settings import LOCK_WAIT, LogReport, MigrationError, Report, Settings
 
 _LEASES = text("SELECT count(*) FROM saga_executions WHERE lease_expires_at > statement_timestamp()")
 

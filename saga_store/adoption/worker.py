@@ -11,10 +11,8 @@ from saga_store import schema as migrations
 from saga_store.adoption.revision import REVISION, Index, quietly
 from saga_store.adoption.steps import Step
 from saga_store.migrations import online
-from saga_store.schema.errors import MigrationError, MigrationLockError
-from saga_store.schema.patience import Patience, is_refused_lock
-from saga_store.schema.progress import Progress, Report
-from saga_store.schema.sessions import holders_of_tables
+from saga_store.schema.session import Patience, holders_of_tables, is_refused_lock
+from saga_store.schema.settings import MigrationError, MigrationLockError, Progress, Report
 from saga_store.sqlalchemy.failures import reason, sqlstate
 
 # Everybody queues behind whoever waits for a table, so that must not take long. Both tables' waits together stay

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from saga_store.cli.exits import Exit
-from saga_store.schema.progress import LogReport, Progress
+from saga_store.schema.settings import LogReport, Progress
 
 
 class UnprintableError(Exception):

@@ -16,14 +16,12 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from saga_store.schema.checking import Check, State, check_connection
 from saga_store.schema.connections import Bind, connected
-from saga_store.schema.errors import MigrationError, MigrationLockError
-from saga_store.schema.fingerprint import enter_schema
+from saga_store.schema.fingerprint import Check, State, check_connection
 from saga_store.schema.privileges import check_grants, require_readable
-from saga_store.schema.progress import Progress, Report
 from saga_store.schema.scripts import make_config, recorded_revision
-from saga_store.schema.settings import LOCK_WAIT, Settings
+from saga_store.schema.session import enter_schema
+from saga_store.schema.settings import LOCK_WAIT, MigrationError, MigrationLockError, Progress, Report, Settings
 
 __all__ = [
     "Bind",

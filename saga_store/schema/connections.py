@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 
 from saga_store.schema import pooler
 from saga_store.schema.drivers import connect_arguments
-from saga_store.schema.errors import MigrationError
+from saga_store.schema.settings import MigrationError
 from saga_store.schema.urls import Address
 
 Bind = str | URL | Engine | Connection

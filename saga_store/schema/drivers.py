@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from saga_store.schema.errors import MigrationError
+from saga_store.schema.settings import MigrationError
 from saga_store.schema.urls import OF_ONE_DRIVER, Address
 
 _DEFAULT_PORT = 5432

@@ -10,9 +10,8 @@ from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, delete, insert, text
 from sqlalchemy.schema import CreateTable, DropTable
 
-from saga_store.schema.errors import MigrationError
 from saga_store.schema.scripts import VERSION_TABLE, make_config, recorded_revision
-from saga_store.schema.settings import LOCK_TIMEOUT
+from saga_store.schema.settings import LOCK_TIMEOUT, MigrationError
 
 _LOG = logging.getLogger("saga_store.migrations")
 _BASE = "base"

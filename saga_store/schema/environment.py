@@ -1,4 +1,7 @@
-"""What Alembic's env.py does: connect, wait for its turn, and run the revisions that the command asks for."""
+"""What Alembic's env.py does: connect, wait for its turn, and run the revisions that the command asks for.
+
+On paper it says before and after the revisions what makes the script as safe as a migration online.
+"""
 
 import os
 from collections import deque
@@ -10,19 +13,73 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from saga_store.schema import offline
 from saga_store.schema.connections import Bind, connected
-from saga_store.schema.errors import MigrationError, MigrationLockError
-from saga_store.schema.patience import Patience, is_refused_lock
 from saga_store.schema.pooler import refuse_shared_sessions
 from saga_store.schema.scripts import VERSION_TABLE
-from saga_store.schema.session import migration, require_schema, target_schema
-from saga_store.schema.sessions import holders_of_tables
-from saga_store.schema.settings import Settings
+from saga_store.schema.session import (
+    KEY,
+    Patience,
+    holders_of_tables,
+    is_refused_lock,
+    migration,
+    require_schema,
+    target_schema,
+)
+from saga_store.schema.settings import LOCK_TIMEOUT, STATEMENT_TIMEOUT, MigrationError, MigrationLockError, Settings
 from saga_store.sqlalchemy import Base
 from saga_store.sqlalchemy.failures import reason, sqlstate
 
 StepsFunction = Callable[[Any, MigrationContext], Iterable[Any]]
+
+_KEY = KEY.format(schema="current_schema()")
+
+_GUARD = f"""
+DO $guard$
+DECLARE
+    version_table text := quote_ident(current_schema()) || '.{VERSION_TABLE}';
+    found text;
+BEGIN
+    IF current_schema() IS NULL THEN
+        RAISE EXCEPTION 'there is no such schema: create it first' USING ERRCODE = 'invalid_schema_name';
+    END IF;
+    IF NOT pg_try_advisory_lock({_KEY}) THEN
+        RAISE EXCEPTION 'another migration of schema % is under way: wait for its end', current_schema()
+            USING ERRCODE = 'lock_not_available';
+    END IF;
+    {{revision}}
+END
+$guard$
+"""
+
+# A database that was taken back to its base keeps an empty version table, which the script would create again.
+_AT_BASE = """
+    IF to_regclass(version_table) IS NOT NULL THEN
+        EXECUTE 'SELECT max(version_num) FROM ' || version_table INTO found;
+        IF found IS NOT NULL THEN
+            RAISE EXCEPTION 'this script is for an empty schema, and this one is at %', found;
+        END IF;
+        EXECUTE 'DROP TABLE ' || version_table;
+    END IF;
+"""
+_AT_REVISION = """
+    IF to_regclass(version_table) IS NOT NULL THEN
+        EXECUTE 'SELECT max(version_num) FROM ' || version_table INTO found;
+    END IF;
+    IF found IS DISTINCT FROM {revision} THEN
+        RAISE EXCEPTION 'this script leads on from %, and the database is at %', {revision}, COALESCE(found, 'none');
+    END IF;
+"""
+# CREATE SCHEMA IF NOT EXISTS is refused to a role that may create none, also where there is one.
+_CREATE_SCHEMA = """
+DO $create$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {literal}) THEN
+        CREATE SCHEMA {name};
+    END IF;
+END
+$create$
+"""
+_UNLOCK = f"DO $unlock$ BEGIN PERFORM pg_advisory_unlock({_KEY}); END $unlock$"
 
 
 def run() -> None:
@@ -35,9 +92,9 @@ def run() -> None:
     settings = Settings.read(context.get_x_argument(as_dictionary=True), context.config.attributes)
     if context.is_offline_mode():
         _configure(dialect_name="postgresql", literal_binds=True)
-        offline.begin(settings, stamps="purge" in context.get_context().opts)
+        _begin_script(settings, stamps="purge" in context.get_context().opts)
         context.run_migrations()
-        offline.end(settings)
+        _end_script(settings)
     else:
         connected(_bind(), lambda connection: _run(connection, settings))
 
@@ -131,3 +188,34 @@ def _is_ours(name: str | None, kind: str, _parents: object) -> bool:
 
 def _note(*, step: MigrationInfo, **_others: object) -> None:
     context.config.attributes.setdefault("applied", []).append(step.up_revision_id)
+
+
+def _begin_script(settings: Settings, *, stamps: bool) -> None:
+    """Write what goes before the revisions; a stamp may begin at any of them."""
+    _write(f"SET lock_timeout = {_literal(LOCK_TIMEOUT)}")
+    _write(f"SET statement_timeout = {_literal(STATEMENT_TIMEOUT)}")
+    if settings.schema:
+        name = '"' + settings.schema.replace('"', '""') + '"'
+        if settings.create_schema:
+            _write(_CREATE_SCHEMA.format(literal=_literal(settings.schema), name=name).strip())
+        _write(f"SET search_path = {name}")
+    start = context.get_starting_revision_argument()
+    start = start[0] if isinstance(start, tuple) and start else start
+    at_start = _AT_REVISION.format(revision=_literal(str(start))) if start else _AT_BASE
+    _write(_GUARD.format(revision="" if stamps else at_start.strip()).strip())
+
+
+def _end_script(settings: Settings) -> None:
+    """Write what goes after them."""
+    _write(_UNLOCK)
+    for name in ("lock_timeout", "statement_timeout", *(["search_path"] if settings.schema else [])):
+        _write(f"RESET {name}")
+
+
+def _write(statement: str) -> None:
+    # Not by context.execute, which doubles percent signs.
+    context.get_context().impl.static_output(f"{statement};")
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

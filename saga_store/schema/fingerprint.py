@@ -1,4 +1,4 @@
-"""What the tables really are, by the catalog's own words, beside what their revision makes.
+"""Whether a database is what this release needs: what the catalog says of its tables, beside what a revision makes.
 
 Alembic's comparison doesn't look into CHECKs, nor for indexes that are INVALID. The words are the same on every
 version of PostgreSQL that is supported, and in every schema.
@@ -6,12 +6,18 @@ version of PostgreSQL that is supported, and in every schema.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from importlib import resources
 
 from sqlalchemy import Connection, bindparam, text
 
+from saga_store.schema.privileges import require_readable
+from saga_store.schema.scripts import recorded_revision
+from saga_store.schema.session import enter_schema
 from saga_store.sqlalchemy import Base
+from saga_store.sqlalchemy.tables import REVISION
 
 Fingerprint = Mapping[str, str]
 """For each thing, such as ``column saga_logs.details``, what it is."""
@@ -57,13 +63,6 @@ FROM tables t JOIN pg_trigger g ON g.tgrelid = t.oid
 WHERE NOT g.tgisinternal
 """).bindparams(bindparam("tables", list(Base.metadata.tables), expanding=True))
 
-_SEARCH_PATH = text("SELECT set_config('search_path', quote_ident(COALESCE(:schema, current_schema())), TRUE)")
-
-
-def enter_schema(connection: Connection, schema: str | None) -> None:
-    """Let names mean those of the schema, or of the session's own, until the end of the transaction."""
-    connection.execute(_SEARCH_PATH, {"schema": schema})
-
 
 def read_fingerprint(connection: Connection) -> Fingerprint:
     """Read that of our tables, in a transaction that has entered their schema."""
@@ -87,3 +86,50 @@ def differences(expected: Fingerprint, found: Fingerprint) -> list[str]:
         if expected[thing] != found[thing]
     ]
     return lines
+
+
+class State(StrEnum):
+    """How a database stands to this release, the gravest first."""
+
+    AHEAD = "ahead"
+    """At a revision that this release doesn't know: a later one has migrated it, and should work with it."""
+    BEHIND = "behind"
+    """At an earlier revision, or at none: upgrade it."""
+    DRIFTED = "drifted"
+    """At the right revision, but somebody has changed the tables since."""
+    CURRENT = "current"
+    """As it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a check has found.
+
+    Attributes:
+        state: In a word.
+        found: The revision that the database records; None: none.
+        needed: The revision that this release needs.
+        differences: A line for each thing that isn't as its revision makes it, also if the database is behind; empty
+            if it is ahead, since what it should look like isn't known here.
+    """
+
+    state: State
+    found: str | None
+    needed: str
+    differences: tuple[str, ...] = ()
+
+
+def check_connection(connection: Connection, schema: str | None) -> Check:
+    """Read, in one transaction that changes nothing, and that may go through any pooler."""
+    with connection.begin():
+        enter_schema(connection, schema)
+        require_readable(connection, schema)
+        found = recorded_revision(connection)
+        fingerprint = read_fingerprint(connection)
+    expected = expected_fingerprints()
+    if found is not None and found not in expected:
+        return Check(State.AHEAD, found, REVISION)
+    lines = tuple(differences(expected[found] if found else {}, fingerprint))
+    if found != REVISION:
+        return Check(State.BEHIND, found, REVISION, lines)
+    return Check(State.DRIFTED if lines else State.CURRENT, found, REVISION, lines)

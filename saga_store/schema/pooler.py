@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.pool import PoolProxiedConnection
 
-from saga_store.schema.errors import MigrationError
+from saga_store.schema.settings import MigrationError
 from saga_store.sqlalchemy.failures import POOLED_CODES, reason, sqlstate
 from saga_store.sqlalchemy.pooler import told_pid
 

@@ -4,9 +4,9 @@ from sqlalchemy import Connection, text
 
 from saga_store.grants import check_names, faults_query
 from saga_store.schema.connections import Bind, connected
-from saga_store.schema.errors import MigrationError
-from saga_store.schema.fingerprint import enter_schema
 from saga_store.schema.scripts import VERSION_TABLE
+from saga_store.schema.session import enter_schema
+from saga_store.schema.settings import MigrationError
 
 _READABLE = text("""
     SELECT current_user, current_schema(),

@@ -6,7 +6,7 @@ from pathlib import Path
 from alembic.config import Config
 from sqlalchemy import Connection, text
 
-from saga_store.schema.errors import MigrationError
+from saga_store.schema.settings import MigrationError
 
 VERSION_TABLE = "saga_store_version"
 """A table of our own: ids and tables of a host application's history are not ours to touch."""

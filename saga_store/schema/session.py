@@ -1,30 +1,80 @@
-"""What a migration sets in its session, and gives back: the search_path, the timeouts, and the migration lock."""
+"""What a migration sets in its session and gives back, how long it waits for others, and who they are."""
 
+import asyncio
 import contextlib
+import random
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
+from sqlalchemy.util import await_only
 
-from saga_store.schema.errors import MigrationError, MigrationLockError
-from saga_store.schema.patience import Patience
 from saga_store.schema.scripts import VERSION_TABLE
-from saga_store.schema.sessions import holders_of_key
-from saga_store.schema.settings import LOCK_TIMEOUT, STATEMENT_TIMEOUT, Settings
+from saga_store.schema.settings import LOCK_TIMEOUT, STATEMENT_TIMEOUT, MigrationError, MigrationLockError, Settings
+from saga_store.sqlalchemy import Base
+from saga_store.sqlalchemy.failures import sqlstate
 
 # Everything is committed at once: Alembic would take an open transaction for somebody else's, and never commit.
 
 KEY = f"hashtextextended('{VERSION_TABLE}:' || {{schema}}, 0)"
 """The key of the migration lock: of its database, as all advisory locks are, of one schema and its version table."""
 
-
+_SEARCH_PATH = text("SELECT set_config('search_path', quote_ident(COALESCE(:schema, current_schema())), TRUE)")
 _EXISTS = text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
+
+# A lock wasn't to be had in time; a deadlock. The statement has been undone, and may well succeed next time.
+_RETRIABLE_CODES = {"55P03", "40P01"}
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 2.0
+
+_SHOWN = 5
+
+# What other users' sessions do is NULL here for a role without pg_read_all_stats.
+_SESSION = """
+    a.pid, a.usename, a.application_name, COALESCE(a.state, 'doing something unknown'),
+    CAST(EXTRACT(EPOCH FROM clock_timestamp() - COALESCE(a.xact_start, a.query_start)) AS integer),
+    left(regexp_replace(a.query, '\\s+', ' ', 'g'), 100)
+"""
+
+# A concurrent index also waits for snapshots older than itself, whatever table they have read.
+_HOLDERS_OF_TABLES = text(f"""
+SELECT {_SESSION}, COALESCE(l.held, 'an old snapshot') AS held
+FROM pg_stat_activity a
+LEFT JOIN (
+    SELECT l.pid, string_agg(DISTINCT l.mode || ' on ' || c.relname, ', ') AS held
+    FROM pg_locks l
+    JOIN pg_class c ON c.oid = l.relation
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE l.granted AND n.nspname = current_schema() AND c.relname IN :tables
+    GROUP BY l.pid
+) l ON l.pid = a.pid
+WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+    AND (l.pid IS NOT NULL OR a.backend_xmin IS NOT NULL)
+ORDER BY l.pid IS NULL, a.xact_start NULLS FIRST
+LIMIT {_SHOWN}
+""").bindparams(bindparam("tables", [*Base.metadata.tables, VERSION_TABLE], expanding=True))  # noqa: S608 - constants
+
+_HOLDERS_OF_KEY = text(f"""
+SELECT {_SESSION}, 'the migration lock' AS held
+FROM pg_locks l
+JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.granted AND l.locktype = 'advisory' AND l.objsubid = 1 AND a.datname = current_database()
+    AND CAST(l.classid AS bigint) = (CAST(:key AS bigint) >> 32) & 4294967295
+    AND CAST(l.objid AS bigint) = CAST(:key AS bigint) & 4294967295
+""")  # noqa: S608 - put together from constants
 
 
 def quoted(name: str) -> str:
     """Quote a name as a value has it; the dialect's own quoting is for statements, where percent signs are doubled."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def enter_schema(connection: Connection, schema: str | None) -> None:
+    """Let names mean those of the schema, or of the session's own, until the end of the transaction."""
+    connection.execute(_SEARCH_PATH, {"schema": schema})
 
 
 @contextlib.contextmanager
@@ -124,3 +174,60 @@ def _unless_lost(connection: Connection) -> Iterator[None]:
     except DBAPIError:
         if not connection.invalidated:
             raise
+
+
+class Patience:
+    """A wait of bounded length, in pauses that grow and have jitter; progress renews it."""
+
+    def __init__(self, connection: Connection, wait: timedelta) -> None:
+        self.wait = wait
+        self._is_async = connection.dialect.is_async
+        self.renew()
+
+    def renew(self) -> None:
+        self._deadline = time.monotonic() + self.wait.total_seconds()
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    def pause(self) -> bool:
+        """Sleep for a moment; False, and at once, if the time is up."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            return False
+        seconds = min(left, self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+        if self._is_async:
+            await_only(asyncio.sleep(seconds))  # other tasks of the caller's loop go on
+        else:
+            time.sleep(seconds)
+        return True
+
+    def pause_after(self, exc: DBAPIError) -> bool:
+        """Do so if what failed is worth trying again; otherwise False."""
+        return is_refused_lock(exc) and self.pause()
+
+
+def is_refused_lock(exc: DBAPIError) -> bool:
+    """Whether a lock wasn't to be had, so that somebody else holds it."""
+    return sqlstate(exc) in _RETRIABLE_CODES
+
+
+def holders_of_tables(connection: Connection) -> str:
+    """Say which sessions hold locks on our tables, or old snapshots: a line for each, the oldest first."""
+    with connection.begin():
+        return _told(connection.execute(_HOLDERS_OF_TABLES).all())
+
+
+def holders_of_key(connection: Connection, key: int) -> str:
+    """Say which session holds the advisory lock."""
+    with connection.begin():
+        return _told(connection.execute(_HOLDERS_OF_KEY, {"key": key}).all())
+
+
+def _told(rows: object) -> str:
+    lines = [
+        f"  pid {pid}, user {user}, application {application!r}, holds {held}: {state}"
+        + ("" if seconds is None else f", {seconds} s")
+        + (f": {query}" if query else "")
+        for pid, user, application, state, seconds, query, held in rows  # type: ignore[attr-defined] # rows of _SESSION
+    ]
+    return "\n".join(lines) or "  (they have ended by now)"

@@ -1,18 +1,36 @@
-"""What a migration may be told, by Alembic's ``-x name=value``, by attributes of its configuration, or by a call."""
+"""What a migration may be told, by ``-x name=value``, attributes of the configuration or a call; and what it tells."""
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Self, cast
 
+from alembic.util import CommandError
+
+from saga_store.errors import SagaStoreError
 from saga_store.grants import check_schema
-from saga_store.schema.errors import MigrationError
+
+_LOG = logging.getLogger("saga_store.migrations")
+_INTERVAL_SECONDS = 10.0
 
 LOCK_WAIT = timedelta(seconds=60)
 LOCK_TIMEOUT = "2s"
 """How long one statement may wait for a table, since everybody else waits behind it."""
 STATEMENT_TIMEOUT = "60s"
 """How long one statement may take that others may wait for."""
+
+
+class MigrationError(SagaStoreError, CommandError):
+    """A migration couldn't be run, or not to its end; the message says why, and what to do.
+
+    It is one of Alembic's errors too, so that its command prints the message in place of a traceback.
+    """
+
+
+class MigrationLockError(MigrationError):
+    """A lock wasn't to be had in time: somebody else migrates, or holds a table. Try again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +97,42 @@ def seconds(value: str) -> timedelta:
     except (ValueError, OverflowError):
         pass
     raise ValueError("give a number of seconds, such as 60")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """So many rows of a piece of work are done; ``total`` is the planner's estimate, None if it has none."""
+
+    what: str
+    done: int = 0
+    total: int | None = None
+    finished: bool = False
+
+    def advanced(self, rows: int) -> "Progress":
+        return replace(self, done=self.done + rows)
+
+    def ended(self) -> "Progress":
+        return replace(self, finished=True)
+
+    def __str__(self) -> str:
+        if self.finished:
+            return f"{self.what}: done"
+        total = f" of about {self.total:,}" if self.total and self.total >= self.done else ""
+        return f"{self.what}: {self.done:,}{total} rows"
+
+
+Report = Callable[[Progress], None]
+
+
+class LogReport:
+    """Logs a line when a piece of work begins to take long, then at intervals, and one at its end."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._said = False
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last >= _INTERVAL_SECONDS or (progress.finished and self._said):
+            _LOG.info("%s", progress)
+            self._last, self._said = now, not progress.finished

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from sqlalchemy import URL
 
-from saga_store.schema.errors import MigrationError
+from saga_store.schema.settings import MigrationError
 
 DRIVERS = ("psycopg", "asyncpg")
 HOW_TO_SET = "set DATABASE_URL, such as postgresql+psycopg://user:password@host:5432/database"

@@ -21,7 +21,7 @@ from saga_store import adoption, schema
 from saga_store.cli import main
 from saga_store.schema.connections import connected
 from saga_store.schema.drivers import connect_arguments
-from saga_store.schema.errors import MigrationError
+from saga_store.schema.settings import MigrationError
 from saga_store.schema.urls import Address
 from tests.databases import Database
 
