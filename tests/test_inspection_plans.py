@@ -1,0 +1,147 @@
+"""How the views read a table of some size: by its indexes, and only what they show."""
+
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+
+import psycopg
+import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from saga_store import SagaStatus
+from saga_store.inspection import SagaCondition, SagaQuery
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sqlalchemy.statement import Statement
+from saga_store.sqlalchemy.wire import Parameters
+from tests.databases import Database, Databases
+
+# Over 60 days; of 30 sagas one is unfinished and one failed. Contexts are some hundred bytes long.
+SAGAS_SQL = """
+    INSERT INTO saga_executions (
+        id, name, status, context, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at
+    )
+    SELECT CAST(md5(CAST(n AS text)) AS uuid), 'order-' || n % 7,
+        CASE n % 30 WHEN 0 THEN 'RUNNING' WHEN 1 THEN 'FAILED' ELSE 'COMPLETED' END,
+        json_build_object('n', n, 'text', repeat('x', 300)), n % 6,
+        CASE WHEN n % 90 = 0 THEN 'worker-1' END, CASE WHEN n % 90 = 0 THEN now() - interval '1 day' END,
+        now() - make_interval(secs => n * 172.8), now() - make_interval(secs => n * 172.8 - 60)
+    FROM generate_series(1, 30000) AS n
+    ORDER BY n DESC
+"""
+LOGS_SQL = """
+    INSERT INTO saga_logs (saga_id, step_name, action, status, details, created_at)
+    SELECT e.id, 'step-' || s.n, 'act', s.status, s.details, e.created_at + make_interval(secs => s.n)
+    FROM saga_executions e
+    CROSS JOIN (
+        VALUES (1, 'STARTED', NULL), (1, 'COMPLETED', NULL), (2, 'STARTED', NULL), (2, 'FAILED', 'error 7')
+    ) AS s (n, status, details)
+    ORDER BY e.created_at
+"""
+INTERVENTIONS_SQL = """
+    INSERT INTO saga_logs (saga_id, step_name, action, status, details)
+    SELECT id, 'saga_store.break_lease', 'act', 'COMPLETED', '{"by": "alice", "reason": "x"}'
+    FROM saga_executions
+    WHERE status = 'RUNNING'
+    LIMIT 50
+"""
+
+View: TypeAlias = Callable[[SqlAlchemySagaStorage], Awaitable[object]]
+
+DAY = timedelta(days=1)
+STUCK = [SagaCondition.EXHAUSTED, SagaCondition.ABANDONED, SagaCondition.STALE]
+
+
+def since() -> datetime:
+    return datetime.now(UTC) - 7 * DAY
+
+
+async def third_page(storage: SqlAlchemySagaStorage) -> None:
+    first = await storage.find_sagas()
+    second = await storage.find_sagas(after=first.after)
+    await storage.find_sagas(after=second.after)
+
+
+async def later_page_of_stuck(storage: SqlAlchemySagaStorage) -> None:
+    first = await storage.find_sagas(SagaQuery(conditions=STUCK), limit=10)
+    await storage.find_sagas(SagaQuery(conditions=STUCK), limit=10, after=first.after)
+
+
+# Each with the most pages that it may touch: a page of a list has 50 sagas, with 16 pages for the history of each; a
+# sample here has 1,000 unfinished sagas or 1,000 failed ones.
+LIST, SAMPLE = 1_500, 20_000
+VIEWS: dict[str, tuple[View, int]] = {
+    "all": (lambda storage: storage.find_sagas(), LIST),
+    "third page": (third_page, LIST),
+    "stuck": (lambda storage: storage.find_sagas(SagaQuery(conditions=STUCK)), SAMPLE),
+    "later page of stuck": (later_page_of_stuck, SAMPLE),
+    "held": (lambda storage: storage.find_sagas(SagaQuery(conditions=[SagaCondition.HELD])), LIST),
+    "failed": (lambda storage: storage.find_sagas(SagaQuery(statuses=[SagaStatus.FAILED])), LIST),
+    "running": (lambda storage: storage.find_sagas(SagaQuery(statuses=[SagaStatus.RUNNING])), LIST),
+    "a name": (lambda storage: storage.find_sagas(SagaQuery(name="order-3")), LIST),
+    "a name of none": (lambda storage: storage.find_sagas(SagaQuery(name="none")), LIST),
+    "a context of none": (lambda storage: storage.find_sagas(SagaQuery(context={"n": -1})), LIST),
+    "a step, in doubt, silent": (
+        lambda storage: storage.find_sagas(SagaQuery(step="step-2", in_doubt=True, silent_for=DAY)),
+        SAMPLE,
+    ),
+    "an owner": (lambda storage: storage.find_sagas(SagaQuery(lease_owner="worker-1")), LIST),
+    "an id": (lambda storage: storage.find_sagas(SagaQuery(id_prefix="c4ca4238")), 60),
+    "a day": (
+        lambda storage: storage.find_sagas(SagaQuery(created_after=since(), created_before=since() + DAY)),
+        LIST,
+    ),
+    "count": (lambda storage: storage.count_sagas(), LIST),
+    "count of failed": (lambda storage: storage.count_sagas(SagaQuery(statuses=[SagaStatus.FAILED])), 100),
+    "count of stuck": (lambda storage: storage.count_sagas(SagaQuery(conditions=STUCK)), SAMPLE),
+    "groups": (lambda storage: storage.group_sagas(SagaQuery(conditions=STUCK)), SAMPLE),
+    "groups of failed": (lambda storage: storage.group_sagas(SagaQuery(statuses=[SagaStatus.FAILED])), SAMPLE),
+    "interventions": (lambda storage: storage.find_interventions(since=since(), limit=10), LIST),
+    "more interventions": (
+        lambda storage: storage.find_interventions(since=since(), by="alice", limit=10, after="9999999"),
+        LIST,
+    ),
+    "figures": (lambda storage: storage.get_figures(), SAMPLE),
+}
+
+
+@pytest.fixture(scope="module")
+def full(databases: Databases, template: Database) -> Iterator[Database]:
+    with databases.clone(template) as database:
+        with psycopg.connect(database.url(), autocommit=True) as connection:
+            connection.execute(SAGAS_SQL)
+            connection.execute(LOGS_SQL)
+            connection.execute(INTERVENTIONS_SQL)
+            connection.execute("VACUUM ANALYZE")
+        yield database
+
+
+async def sent(database: Database, view: View) -> list[tuple[Statement, Parameters]]:
+    """Return the statements of a view, with their parameters."""
+    found: list[tuple[Statement, Parameters]] = []
+    engine = create_async_engine(database.url("psycopg"))
+    storage = SqlAlchemySagaStorage(engine)
+    look = storage._views._look  # noqa: SLF001 - there is no other way to see them
+
+    async def record(statement: Statement, parameters: Parameters) -> list[list[Any]]:
+        found.append((statement, parameters))
+        return await look(statement, parameters)
+
+    storage._views._look = record  # type: ignore[method-assign] # noqa: SLF001 - likewise
+    await view(storage)
+    await engine.dispose()
+    return found
+
+
+@pytest.mark.parametrize("name", VIEWS)
+async def test_views_read_little(full: Database, name: str) -> None:
+    """No view scans a table from one end to the other, or touches more pages than what it looks at takes."""
+    view, most_pages = VIEWS[name]
+    with psycopg.connect(full.url(), cursor_factory=psycopg.ClientCursor) as connection:
+        for statement, parameters in await sent(full, view):
+            query = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) {statement.named}".encode()
+            lines = [line for (line,) in connection.execute(query, parameters)]
+            plan = "\n".join(lines)
+            assert "Seq Scan on saga_" not in plan, plan
+            pages = sum(int(found) for found in re.findall(r"(?:hit|read)=(\d+)", lines[1]))
+            assert 0 < pages <= most_pages, plan
