@@ -1,37 +1,97 @@
 """A worker that recovers interrupted sagas; policy only: claims, leases and pauses are the storage's."""
 
 import asyncio
+import dis
+import inspect
 import logging
 import os
 import random
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
+from types import CodeType
 from typing import TypeAlias
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from saga_store.errors import SagaConcurrencyError, SagaLeasedError, SagaStoreError
-from saga_store.model import SagaExecution
+from saga_store.cancellation import see_through
+from saga_store.errors import (
+    InvalidSagaDataError,
+    SagaConcurrencyError,
+    SagaLeasedError,
+    StorageUnavailableError,
+    UnknownOutcomeError,
+)
+from saga_store.model import UNFINISHED, SagaExecution
 from saga_store.run import SagaRun
 from saga_store.storage import SagaStorage
+from saga_store.validation import valid_count, valid_name, valid_period
 
 _logger = logging.getLogger("saga_store.recovery")
 
 Handler: TypeAlias = Callable[[SagaRun], Awaitable[None]]
 """Sees one saga through: reads from the run how far it got, does what is left, and commits that it is finished."""
 
+# Longer than a run takes to be left.
+_MOST_SECONDS_TO_RELEASE = 15.0
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """One saga, and the run in which it is worked on; ``task`` does the work."""
+
+    saga: SagaExecution
+    run: SagaRun
+    task: "asyncio.Task[None] | None" = None
+    has_begun: bool = False
+    is_lost: bool = False
+    is_released: bool = False
+
+    def lose(self) -> None:
+        """End it: somebody else has got the lease."""
+        self.is_lost = True
+        if self.task:
+            self.task.cancel()
+
+    def release(self) -> None:
+        """End it, and let it not count."""
+        self.is_released = True
+        self.run._attempts_on_release = self.saga.recovery_attempts - 1  # noqa: SLF001 - the worker's part of a run
+        if self.task and self.has_begun:  # otherwise it would never come to give anything back
+            self.task.cancel()
+
+    def lose_elsewhere(self) -> bool:
+        """Have it end in its own loop, which may be another thread's; whether it is still at work."""
+        if self.task is None or self.task.done():
+            return False
+        with suppress(RuntimeError):  # the loop is closed
+            self.task.get_loop().call_soon_threadsafe(self.lose)
+            return True
+        return False
+
+
+# All that the workers of this process are at.
+_all_at_work: dict[UUID, _Attempt] = {}
+
 
 class RecoveryWorker:
     """Claims interrupted sagas and hands each to the handler of its name, in a run that holds its lease.
 
     - What a handler raises is logged, and the saga is claimed again after a pause that grows with each
-      attempt, ``max_attempts`` times in all. The other sagas don't notice.
+      attempt, ``max_attempts`` times in all. The other sagas don't notice. So it is if a handler returns and its saga
+      isn't finished. Whatever the storage raises is logged, and tried again.
     - The lease is renewed in the background for as long as the handler works, and by its commits. A handler
-      that hangs keeps its saga, so give what it waits for a timeout.
-    - Several workers may run, in one process or in many: each saga goes to one of them.
+      that hangs keeps its saga, so give what it waits for a timeout. One whose lease was lost or broken is cancelled
+      at the next renewal.
+    - Several workers may run, in one process or in many: each saga goes to one of them. A process never works on one
+      saga twice: if a lease lapsed and the saga was claimed again, the handler that has it is cancelled, and the claim
+      is given back.
+    - ``stop()`` gives the attempts back that it cuts short: they don't count.
     - Every line that it logs, to ``saga_store.recovery``, has ``owner``, ``saga_id``, ``saga_name``, ``attempt``
-      and ``outcome`` (recovered, failed, lost, released) as attributes; what concerns no saga has ``owner`` alone.
+      and ``outcome`` (recovered, unfinished, failed, lost, released) as attributes; what concerns no saga has ``owner``
+      alone.
 
     Args:
         storage: Where the sagas are; it has to commit its own calls.
@@ -48,6 +108,10 @@ class RecoveryWorker:
         backoff: The pause after the first attempt.
         max_backoff: The longest pause.
         write_ahead: Write that a step has STARTED before it acts; see ``SagaRun``.
+
+    Raises:
+        InvalidSagaDataError: A setting is of a wrong type, or negative, or such that nothing would ever be recovered;
+            a handler is nothing that can be awaited; the storage joins a caller's transaction. It names the argument.
     """
 
     def __init__(  # noqa: PLR0913 - a worker's settings, all with defaults
@@ -66,19 +130,25 @@ class RecoveryWorker:
         max_backoff: timedelta = timedelta(hours=1),
         write_ahead: bool = True,
     ) -> None:
-        self.owner = owner or f"{socket.gethostname()[:200]}:{os.getpid()}:{uuid4().hex[:8]}"
-        self._storage = storage
-        self._handlers = dict(handlers)
-        self._lease = lease
-        self._stale_after = stale_after
-        self._concurrency = concurrency
-        self._poll_every = poll_every.total_seconds()
-        self._grace = grace.total_seconds()
-        self._max_attempts = max_attempts
-        self._backoff = backoff
-        self._max_backoff = max_backoff
+        self._storage = _valid_storage(storage)
+        self._handlers = _valid_handlers(handlers)
+        self.owner = (
+            f"{socket.gethostname()[:200]}:{os.getpid()}:{uuid4().hex[:8]}"
+            if owner is None
+            else valid_name("owner", owner)
+        )
+        self._lease = valid_period("lease", lease)
+        if not lease:
+            raise InvalidSagaDataError("lease", "must be longer than nothing, or it has expired when it is taken")
+        self._stale_after = valid_period("stale_after", stale_after)
+        self._concurrency = valid_count("concurrency", concurrency, least=1)
+        self._poll_every = valid_period("poll_every", poll_every).total_seconds()
+        self._grace = valid_period("grace", grace).total_seconds()
+        self._max_attempts = valid_count("max_attempts", max_attempts, least=1)
+        self._backoff = valid_period("backoff", backoff)
+        self._max_backoff = valid_period("max_backoff", max_backoff)
         self._write_ahead = write_ahead
-        self._at_work: set[asyncio.Task[None]] = set()
+        self._at_work: dict[asyncio.Task[None], _Attempt] = {}
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -132,33 +202,76 @@ class RecoveryWorker:
                     backoff=self._backoff,
                     max_backoff=self._max_backoff,
                 )
-            except SagaStoreError as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the worker goes on
                 _logger.warning("couldn't claim sagas, will try again: %s", exc, extra={"owner": self.owner})
-                break
+                if isinstance(exc, StorageUnavailableError | UnknownOutcomeError):
+                    break  # other names would fare no better
+                continue
             for saga in claimed:
-                task = asyncio.create_task(self._recover(saga))
-                self._at_work.add(task)
-                task.add_done_callback(self._at_work.discard)
+                self._begin(saga)
             started += len(claimed)
         return started
 
-    async def _recover(self, saga: SagaExecution) -> None:
-        try:
-            async with self._storage.run(
-                saga.id, owner=self.owner, lease=self._lease, renew=True, write_ahead=self._write_ahead
-            ) as run:
-                await self._handlers[saga.name](run)
-        except asyncio.CancelledError:
-            self._log(logging.INFO, saga, "released")
-            raise
-        except (SagaLeasedError, SagaConcurrencyError) as exc:
-            self._log(logging.WARNING, saga, "lost", exc)
-        except Exception as exc:  # noqa: BLE001 - one failing saga never stops the others
-            self._log(logging.ERROR, saga, "failed", exc)
+    def _begin(self, saga: SagaExecution) -> None:
+        run = self._storage.run(saga.id, owner=self.owner, lease=self._lease, renew=True, write_ahead=self._write_ahead)
+        attempt = _Attempt(saga, run)
+        run._on_lost = attempt.lose  # noqa: SLF001 - the worker's part of a run
+        other = _all_at_work.get(saga.id)
+        if other and other.lose_elsewhere():
+            attempt.release()
         else:
-            self._log(logging.INFO, saga, "recovered")
+            _all_at_work[saga.id] = attempt
+        task = attempt.task = asyncio.create_task(self._recover(attempt))
+        self._at_work[task] = attempt
+        task.add_done_callback(self._end)
 
-    def _log(self, level: int, saga: SagaExecution, outcome: str, error: Exception | None = None) -> None:
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        attempt = self._at_work.pop(task)
+        if _all_at_work.get(attempt.saga.id) is attempt:
+            del _all_at_work[attempt.saga.id]
+
+    async def _recover(self, attempt: _Attempt) -> None:
+        attempt.has_begun = True
+        level, outcome = logging.INFO, "released"
+        error: BaseException | None = None
+        is_finished = False
+        try:
+            async with attempt.run:
+                if not attempt.is_released:
+                    await self._handle(attempt)
+                    is_finished = not attempt.run._holds  # noqa: SLF001 - what finishes a saga ends its lease
+            if is_finished or not (attempt.is_lost or attempt.is_released):
+                is_finished = is_finished or await self._is_finished(attempt.saga)
+                level, outcome = (logging.INFO, "recovered") if is_finished else (logging.WARNING, "unfinished")
+            elif attempt.is_lost:
+                level, outcome = logging.WARNING, "lost"
+        except asyncio.CancelledError as exc:
+            if attempt.is_lost:
+                level, outcome = logging.WARNING, "lost"
+            elif not attempt.is_released and not _is_being_cancelled():
+                level, outcome, error = logging.ERROR, "failed", exc  # of its own making
+            elif not attempt.is_released:
+                self._log(level, attempt.saga, outcome)
+                raise
+        except Exception as exc:  # noqa: BLE001 - one failing saga never stops the others
+            lost = attempt.is_lost or _tells_of_loss(exc, attempt.saga.id)
+            level, outcome = (logging.WARNING, "lost") if lost else (logging.ERROR, "failed")
+            error = exc
+        self._log(level, attempt.saga, outcome, error)
+
+    async def _handle(self, attempt: _Attempt) -> None:
+        work = self._handlers[attempt.saga.name](attempt.run)
+        if not inspect.isawaitable(work):
+            raise TypeError(
+                f"the handler of {attempt.saga.name!r} returned {work!r}, which can't be awaited; "
+                "make it an `async def`"
+            )
+        await work
+
+    async def _is_finished(self, saga: SagaExecution) -> bool:
+        return (await self._storage.get_saga(saga.id)).status not in UNFINISHED
+
+    def _log(self, level: int, saga: SagaExecution, outcome: str, error: BaseException | None = None) -> None:
         facts = {
             "owner": self.owner,
             "saga_id": saga.id,
@@ -170,9 +283,86 @@ class RecoveryWorker:
         _logger.log(level, "%s", line, extra=facts, exc_info=error)
 
     async def _release_all(self) -> None:
-        for task in self._at_work:
-            task.cancel()
-        await asyncio.gather(*self._at_work, return_exceptions=True)
+        for attempt in tuple(self._at_work.values()):
+            attempt.release()
+        if self._at_work:
+            await see_through(_all_done(tuple(self._at_work)), _MOST_SECONDS_TO_RELEASE)
+
+
+async def _all_done(tasks: "Sequence[asyncio.Task[None]]") -> None:
+    await asyncio.wait(tasks)
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _tells_of_loss(error: BaseException | None, saga_id: UUID) -> bool:
+    """Whether an error, a cause of it, or one in a group of them, says that somebody else has got the saga."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_tells_of_loss(inner, saga_id) for inner in error.exceptions)
+    if isinstance(error, SagaLeasedError | SagaConcurrencyError):
+        return error.saga_id == saga_id
+    return error is not None and _tells_of_loss(error.__cause__, saga_id)
+
+
+def _valid_storage(storage: SagaStorage) -> SagaStorage:
+    missing = [method for method in ("claim_sagas", "get_saga", "run") if not callable(getattr(storage, method, None))]
+    if missing:
+        raise InvalidSagaDataError(
+            "storage", f"must have leased runs and claims, as every SagaStorage has; a {type(storage).__name__} hasn't"
+        )
+    if getattr(storage, "_joins", False):
+        raise InvalidSagaDataError(
+            "storage", "must commit its own calls, or nobody sees a claim in time; bind it to an engine or sessionmaker"
+        )
+    return storage
+
+
+def _valid_handlers(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+    if not isinstance(handlers, Mapping):
+        raise InvalidSagaDataError(
+            "handlers", f"must be a mapping of names to coroutine functions, not a {type(handlers).__name__}"
+        )
+    if not handlers:
+        raise InvalidSagaDataError("handlers", "must not be empty, or no saga would ever be claimed")
+    for name, handler in handlers.items():
+        valid_name("handlers", name)
+        if not _may_be_awaited(handler):
+            raise InvalidSagaDataError(
+                "handlers", f"must be coroutine functions, and {handler!r}, for {name!r}, isn't; make it an `async def`"
+            )
+    return dict(handlers)
+
+
+def _may_be_awaited(handler: object) -> bool:
+    """Whether what the handler returns may be something to await; of some it is plain that it never is."""
+    if not callable(handler) or isinstance(handler, type) or inspect.isbuiltin(handler):
+        return False
+    function = inspect.unwrap(getattr(handler, "func", handler))
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    if inspect.iscoroutinefunction(function):
+        return True
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return False
+    code = getattr(function, "__code__", None)
+    return not isinstance(code, CodeType) or _returns_something(code)
+
+
+def _returns_something(code: CodeType) -> bool:
+    """Whether a function may return anything but a constant, such as the None of one that has no `return`."""
+    previous = None
+    for instruction in dis.get_instructions(code):
+        if (
+            instruction.opname == "RETURN_VALUE"
+            and previous is not None
+            and not previous.opname.startswith(("LOAD_CONST", "LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT"))
+        ):
+            return True
+        previous = instruction
+    return False
 
 
 async def run_until_signalled(

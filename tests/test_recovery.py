@@ -22,6 +22,11 @@ Who else is there:
 - a zombie's effects in the world: between 4 and 5 nobody can stop it. What a service needs in order to refuse it is
   a key of its own, such as the attempt.
 - a background renewal beside a commit of the same run: they take turns, since the commit raises the version.
+- a claim by the same process, of a saga whose lease lapsed while its handler was at it: the claim has raised the
+  version, so the handler is lost and is cancelled. The claim is given back, attempt and all, since nobody knows how
+  soon the handler ends; another claim comes after ``stale_after``.
+- ``stop()`` between a claim and the first step of its task, while the run is entered, in the handler, or while the run
+  is left: the task is never kept from beginning, for it alone gives back. Release and attempt are one write.
 - a commit beside an operator's verb: the row's lock decides; whoever comes second is refused by the version (the
   operator looks again).
 """
@@ -35,18 +40,30 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from saga_store import MemoryDatabase, MemorySagaStorage, SagaRun, SagaStatus, SagaStepStatus
-from saga_store.recovery import RecoveryWorker
+from saga_store import (
+    InvalidSagaDataError,
+    MemoryDatabase,
+    MemorySagaStorage,
+    MemorySession,
+    SagaConcurrencyError,
+    SagaExecution,
+    SagaRun,
+    SagaStatus,
+    SagaStepStatus,
+)
+from saga_store.recovery import Handler, RecoveryWorker
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from tests.databases import Database
 from tests.recovery_processes import TABLES
@@ -299,3 +316,309 @@ class TestWorker:
         handlers = {name: handler(name) for name in ("order", "refund")}
         assert await RecoveryWorker(storage, handlers, stale_after=NOW).poll() == 2  # type: ignore[arg-type] # coroutines
         assert seen == {saga_id: name for saga_id, name in names.items() if name != "other"}
+
+    async def test_a_stop_gives_the_attempt_back(self, storage: MemorySagaStorage, clock: Clock) -> None:
+        """However often a worker is stopped in the middle of a healthy saga, its attempts aren't used up."""
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        for _ in range(7):
+            clock.now += HOUR
+            worker = stopping_worker(storage)
+            await worker.run()
+        saga = await storage.get_saga(saga_id)
+        assert (saga.recovery_attempts, saga.lease_owner, saga.status) == (0, None, SagaStatus.PENDING)
+
+    @pytest.mark.parametrize("turns", range(12))
+    async def test_a_cancelled_worker_gives_the_attempt_back(self, storage: MemorySagaStorage, turns: int) -> None:
+        """Cancelled at any moment from the claim on, again and again, it leaves no lease and no attempt behind."""
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        worker = RecoveryWorker(storage, {"order": hang}, stale_after=NOW)
+        running = asyncio.create_task(worker.run())
+        for _ in range(turns):
+            await one_turn()
+        for _ in range(3):
+            running.cancel()
+            await one_turn()
+        await asyncio.wait([running])
+        saga = await storage.get_saga(saga_id)
+        assert (saga.recovery_attempts, saga.lease_owner) == (0, None)
+
+    async def test_what_isnt_finished_is_told(
+        self, storage: MemorySagaStorage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler that returns leaves its saga finished, and otherwise that is a warning."""
+        caplog.set_level("INFO", "saga_store.recovery")
+
+        async def forget(run: SagaRun) -> None:
+            await run.update_status(run.saga_id, SagaStatus.COMPLETED)
+
+        opened = storage._bind  # noqa: SLF001 - to open a session on it
+        assert isinstance(opened, MemoryDatabase)
+
+        async def settle_elsewhere(run: SagaRun) -> None:
+            session = MemorySession(opened)
+            await run.update_status(run.saga_id, SagaStatus.COMPLETED)
+            await run.commit(into=session)
+            await session.commit()
+
+        handlers = {"nothing": do_nothing, "forget": forget, "finish": finish, "elsewhere": settle_elsewhere}
+        for name in handlers:
+            await storage.create_saga(uuid4(), name, {})
+        assert await RecoveryWorker(storage, handlers, stale_after=NOW).poll() == 4
+        told = {(record.saga_name, record.outcome, record.levelname) for record in of_worker(caplog)}
+        assert told == {
+            ("nothing", "unfinished", "WARNING"),
+            ("forget", "unfinished", "WARNING"),
+            ("finish", "recovered", "INFO"),
+            ("elsewhere", "recovered", "INFO"),
+        }
+
+    async def test_a_broken_lease_ends_the_handler(
+        self, storage: MemorySagaStorage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """At the next renewal after its lease was broken a handler is cancelled, and that is no release."""
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+
+        async def recover(run: SagaRun) -> None:
+            await storage.break_lease(run.saga_id, by="alice", reason="it hangs")
+            await hang(run)
+
+        lease = timedelta(milliseconds=30)
+        async with asyncio.timeout(30):
+            await RecoveryWorker(storage, {"order": recover}, stale_after=NOW, lease=lease).poll()
+        [record] = of_worker(caplog)
+        assert (record.outcome, record.levelname) == ("lost", "WARNING")
+        assert (await storage.get_saga(saga_id)).recovery_attempts == 1
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    async def test_never_two_handlers_of_one_saga(
+        self, storage: MemorySagaStorage, clock: Clock, workers: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A saga whose lease lapsed, and that the process claims again, is given back; its handler is cancelled."""
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        caplog.set_level("INFO", "saga_store.recovery")
+        at_work, most = 0, 0
+
+        async def recover(run: SagaRun) -> None:
+            nonlocal at_work, most
+            at_work += 1
+            most = max(most, at_work)
+            try:
+                await hang(run)
+            finally:
+                await one_turn()  # it takes its time
+                at_work -= 1
+
+        first, *others = [RecoveryWorker(storage, {"order": recover}, stale_after=NOW) for _ in range(workers)]
+        polls = [asyncio.create_task(first.poll())]
+        while not at_work:
+            await one_turn()
+        clock.now += HOUR
+        polls.append(asyncio.create_task((others or [first])[0].poll()))
+        async with asyncio.timeout(30):
+            await asyncio.gather(*polls)
+        assert most == 1
+        assert sorted(record.outcome for record in of_worker(caplog)) == ["lost", "released"]
+        saga = await storage.get_saga(saga_id)
+        assert (saga.recovery_attempts, saga.lease_owner) == (1, None)
+
+    async def test_a_loss_in_a_group_is_a_loss(
+        self, storage: MemorySagaStorage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """In a TaskGroup, or as the cause of another error; but not if it was about another saga."""
+
+        async def in_a_group(run: SagaRun) -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(lose(run.saga_id))
+
+        async def as_a_cause(run: SagaRun) -> None:
+            try:
+                await lose(run.saga_id)
+            except SagaConcurrencyError as exc:
+                raise RuntimeError from exc
+
+        async def of_another(_: SagaRun) -> None:
+            await lose(uuid4())
+
+        handlers = {"group": in_a_group, "cause": as_a_cause, "another": of_another}
+        for name in handlers:
+            await storage.create_saga(uuid4(), name, {})
+        await RecoveryWorker(storage, handlers, stale_after=NOW).poll()
+        outcomes = {record.saga_name: record.outcome for record in of_worker(caplog)}
+        assert outcomes == {"group": "lost", "cause": "lost", "another": "failed"}
+
+    async def test_whatever_is_raised_it_goes_on(self, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+        """A storage that raises anything for one name keeps nobody of another name waiting."""
+
+        class Trouble(MemorySagaStorage):
+            async def claim_sagas(self, *, name: str | None = None, **rest: Any) -> list[SagaExecution]:  # noqa: ANN401 - as it is
+                if name == "refund":
+                    raise ValueError("a row that can't be read")
+                return await super().claim_sagas(name=name, **rest)
+
+        storage = Trouble(MemoryDatabase(clock=clock))
+        for name in ("order", "refund", "cancelled"):
+            await storage.create_saga(uuid4(), name, {})
+
+        async def cancel_itself(_: SagaRun) -> None:
+            raise asyncio.CancelledError
+
+        worker = RecoveryWorker(
+            storage, {"order": finish, "refund": finish, "cancelled": cancel_itself}, stale_after=NOW
+        )
+        caplog.set_level("INFO", "saga_store.recovery")
+        assert await worker.poll() == 2
+        outcomes = {record.saga_name: record.outcome for record in of_worker(caplog) if hasattr(record, "outcome")}
+        assert outcomes == {"order": "recovered", "cancelled": "failed"}
+        assert "a row that can't be read" in caplog.text
+
+
+async def hang(_: SagaRun) -> None:
+    await asyncio.Event().wait()
+
+
+async def do_nothing(_: SagaRun) -> None:
+    pass
+
+
+async def finish(run: SagaRun) -> None:
+    await run.update_status(run.saga_id, SagaStatus.COMPLETED)
+    await run.commit()
+
+
+async def lose(saga_id: UUID) -> None:
+    raise SagaConcurrencyError(saga_id, 1, 2)
+
+
+async def one_turn() -> None:
+    await asyncio.sleep(0)
+
+
+def of_worker(caplog: pytest.LogCaptureFixture) -> list[Any]:
+    return [record for record in caplog.records if record.name == "saga_store.recovery"]
+
+
+def stopping_worker(storage: MemorySagaStorage) -> RecoveryWorker:
+    async def recover(run: SagaRun) -> None:
+        worker.stop()
+        await hang(run)
+
+    worker = RecoveryWorker(storage, {"order": recover}, stale_after=NOW, grace=NOW)
+    return worker
+
+
+class CallableHandler:
+    async def __call__(self, run: SagaRun) -> None:
+        await finish(run)
+
+    async def method(self, run: SagaRun) -> None:
+        await finish(run)
+
+
+async def with_options(run: SagaRun, _: str) -> None:
+    await finish(run)
+
+
+def calls(run: SagaRun) -> Awaitable[None]:
+    return finish(run)
+
+
+def versioned(run: SagaRun) -> int | None:
+    return run.version
+
+
+def plain(_: SagaRun) -> None:
+    pass
+
+
+def yields(run: SagaRun) -> Iterator[SagaRun]:
+    yield run
+
+
+async def yields_too(run: SagaRun) -> AsyncIterator[SagaRun]:
+    yield run
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        "handler",
+        [
+            finish,
+            calls,
+            lambda run: with_options(run, ""),
+            partial(with_options, _=""),
+            CallableHandler(),
+            CallableHandler().method,
+        ],
+    )
+    async def test_handlers(self, handler: Handler) -> None:
+        """Whatever returns something to await is a handler."""
+        storage = MemorySagaStorage()
+        await storage.create_saga(uuid4(), "order", {})
+        assert await RecoveryWorker(storage, {"order": handler}, stale_after=NOW).poll() == 1
+        assert await storage.find_stale_sagas(stale_after=NOW) == []
+
+    @pytest.mark.parametrize(
+        "handler", [plain, lambda _: None, print, SagaRun, None, "finish", finish.__name__, yields, yields_too]
+    )
+    def test_no_handlers(self, handler: Any) -> None:  # noqa: ANN401 - that is the point
+        """What plainly returns nothing to await is refused, and so is what can't be called."""
+        with pytest.raises(InvalidSagaDataError, match="handlers"):
+            RecoveryWorker(MemorySagaStorage(), {"order": handler})
+
+    async def test_what_turns_out_to_be_none(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A handler whose result can't be awaited after all fails, and the error says so."""
+        storage = MemorySagaStorage()
+        await storage.create_saga(uuid4(), "order", {})
+        worker = RecoveryWorker(storage, {"order": versioned}, stale_after=NOW)  # type: ignore[dict-item] # that is the point
+        await worker.poll()
+        assert "can't be awaited" in caplog.text
+        assert "outcome=failed" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("argument", "value"),
+        [
+            ("owner", ""),
+            ("owner", "x" * 256),
+            ("owner", 7),
+            ("lease", timedelta(seconds=-1)),
+            ("lease", NOW),
+            ("lease", 30),
+            ("stale_after", 5),
+            ("stale_after", timedelta(seconds=-1)),
+            ("concurrency", 0),
+            ("concurrency", 1.5),
+            ("poll_every", 5),
+            ("poll_every", timedelta(seconds=-1)),
+            ("grace", None),
+            ("max_attempts", 0),
+            ("backoff", 10),
+            ("max_backoff", timedelta(seconds=-1)),
+        ],
+    )
+    def test_bad_settings(self, argument: str, value: Any) -> None:  # noqa: ANN401 - that is the point
+        """A setting that can't be meant is refused by its name."""
+        with pytest.raises(InvalidSagaDataError, match=argument):
+            RecoveryWorker(MemorySagaStorage(), {"order": finish}, **{argument: value})
+
+    @pytest.mark.parametrize("handlers", [{}, [finish], None, {"": finish}, {7: finish}])
+    def test_bad_handlers(self, handlers: Any) -> None:  # noqa: ANN401 - that is the point
+        """Handlers go by names of sagas."""
+        with pytest.raises(InvalidSagaDataError, match="handlers"):
+            RecoveryWorker(MemorySagaStorage(), handlers)
+
+    async def test_bad_storages(self, make_engine: Callable[[str], AsyncEngine]) -> None:
+        """A storage that joins a transaction, or that has no claims, is refused."""
+        async with AsyncSession(make_engine("asyncpg")) as session:
+            for storage in (
+                SqlAlchemySagaStorage(session),
+                MemorySagaStorage(MemorySession(MemoryDatabase())),
+                MemoryDatabase(),
+            ):
+                with pytest.raises(InvalidSagaDataError, match="storage"):
+                    RecoveryWorker(storage, {"order": finish})  # type: ignore[arg-type] # that is the point
+            with pytest.raises(InvalidSagaDataError, match="renew"):
+                SqlAlchemySagaStorage(session).run(uuid4(), owner="me", lease=HOUR, renew=True)
