@@ -35,16 +35,18 @@ which nobody cancels; whoever leaves waits for it, and then goes on being cancel
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
 import anyio.lowlevel
+import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from saga_store import (
     InvalidSagaDataError,
@@ -52,14 +54,15 @@ from saga_store import (
     SagaRun,
     SagaStatus,
     SagaStepStatus,
+    StorageUnavailableError,
     UnknownOutcomeError,
 )
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
-from tests.connections import until_returned
+from tests.connections import engine_on, until_returned
 from tests.databases import Database
 from tests.proxy import Cut
-from tests.scene import NEVER, Scene
+from tests.scene import NEVER, Scene, until
 from tests.test_cancellation import CancelledAt
 from tests.test_contract import DRIVERS
 
@@ -356,3 +359,270 @@ class TestLeaving:
         assert not await run.holds_lease()
         saga = await storage.get_saga(saga_id)
         assert (saga.version, saga.lease_owner) == (1, None)
+
+
+BUSINESS = "CREATE TABLE payments (id uuid PRIMARY KEY, saga_id uuid REFERENCES saga_executions, amount integer)"
+CLOSES = "ALTER TABLE payments ADD CONSTRAINT one UNIQUE (amount) DEFERRABLE INITIALLY DEFERRED"
+
+Opened = AsyncSession | AsyncConnection
+OPENERS: dict[str, Callable[[AsyncEngine], AbstractAsyncContextManager[Opened]]] = {
+    "session": AsyncSession,
+    "connection": AsyncEngine.connect,
+}
+
+
+@pytest.fixture(params=OPENERS)
+def opener(request: pytest.FixtureRequest) -> Callable[[AsyncEngine], AbstractAsyncContextManager[Opened]]:
+    return OPENERS[request.param]
+
+
+async def pay(into: Opened, saga_id: UUID, amount: int = 12) -> None:
+    await into.execute(
+        text("INSERT INTO payments VALUES (:id, :saga_id, :amount)"),
+        {"id": uuid4(), "saga_id": saga_id, "amount": amount},
+    )
+
+
+def payments(admin: psycopg.Connection) -> int:
+    [count] = admin.execute("SELECT count(*) FROM payments").fetchone() or (None,)
+    assert isinstance(count, int)
+    return count
+
+
+Opener = Callable[[AsyncEngine], AbstractAsyncContextManager[Opened]]
+
+
+class TestCommitInto:
+    """A commit into a session or connection; what any transaction promises is in the kit."""
+
+    @pytest.fixture(autouse=True)
+    def business(self, admin: psycopg.Connection) -> None:
+        admin.execute(BUSINESS)
+
+    @pytest.mark.parametrize("commits", [True, False])
+    async def test_beside_business_rows(
+        self,
+        commits: bool,  # noqa: FBT001 - a parameter
+        opener: Opener,
+        engine: AsyncEngine,
+        admin: psycopg.Connection,
+    ) -> None:
+        """Both are there, or neither is, and the leased run goes on."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        async with storage.run(saga_id, owner="me", lease=HOUR) as run:
+            async with opener(engine) as into:
+                await pay(into, saga_id)
+                await run.update_context(saga_id, {"paid": True})
+                await run.commit(into=into)
+                await pay(into, saga_id, 13)
+                await (into.commit() if commits else into.rollback())
+            assert run.version == 2 + commits
+            assert payments(admin) == (2 if commits else 0)
+            assert (await storage.get_saga(saga_id)).context == ({"paid": True} if commits else {})
+            await log(run, "after")
+            await run.commit()
+            assert await run.holds_lease()
+        assert (await storage.get_saga(saga_id)).context == {"paid": True}
+        assert await steps_of(storage, saga_id) == ["after"]
+
+    async def test_savepoints(self, opener: Opener, engine: AsyncEngine) -> None:
+        """One that was set before the commit takes it back; one that was set after it, or released, doesn't."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        async with storage.run(saga_id) as run, opener(engine) as into:
+            outer = await into.begin_nested()
+            inner = await into.begin_nested()
+            await log(run, "one")
+            await run.update_status(saga_id, SagaStatus.RUNNING)
+            await run.commit(into=into)
+            await inner.commit()
+            assert run.version == 2
+            await outer.rollback()
+            assert run.version == 1
+            assert await run.load_saga_state(saga_id) == (SagaStatus.RUNNING, {})
+            await log(run, "two")
+            await run.commit(into=into)
+            later = await into.begin_nested()
+            await log(run, "three")
+            await run.commit(into=into)
+            await later.rollback()
+            assert run.version == 2
+            assert await steps_of(run, saga_id) == ["one", "two", "three"]
+            await into.commit()
+            assert await steps_of(storage, saga_id) == ["one", "two"]
+            await run.commit()
+        assert await steps_of(storage, saga_id) == ["one", "two", "three"]
+
+    async def test_savepoints_that_nobody_tells_of(self, engine: AsyncEngine) -> None:
+        """After a rollback by SQL of one's own the run looks, and its buffer isn't lost."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        async with storage.run(saga_id) as run, engine.connect() as into:
+            await into.execute(text("SAVEPOINT mine"))
+            await log(run, "one")
+            await run.commit(into=into)
+            await into.execute(text("ROLLBACK TO SAVEPOINT mine"))
+            await into.commit()
+            assert await steps_of(storage, saga_id) == []
+            await run.commit()
+            await run.commit()
+        assert await steps_of(storage, saga_id) == ["one"]
+
+    async def test_a_session_that_joins_a_connection(self, engine: AsyncEngine) -> None:
+        """What the session says is no more than a savepoint: the connection's transaction decides."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        async with storage.run(saga_id) as run:
+            async with engine.connect() as connection:
+                await connection.begin()
+                async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
+                    await log(run, "one")
+                    await run.commit(into=session)
+                    await session.commit()
+                await log(run, "two")
+                with pytest.raises(InvalidSagaDataError):
+                    await run.commit()
+                await connection.rollback()
+            await run.commit()
+        assert await steps_of(storage, saga_id) == ["one", "two"]
+
+    @pytest.mark.parametrize("cut", [Cut.BEFORE_SENDING, Cut.BEFORE_ANSWER])
+    @pytest.mark.parametrize("again", ["own", "into", "heartbeat", "leave"])
+    async def test_a_lost_commit(  # noqa: PLR0913, PLR0917 - parameters of the test, and fixtures
+        self, again: str, cut: Cut, opener: Opener, driver: str, database: Database, admin: psycopg.Connection
+    ) -> None:
+        """When the answer to COMMIT is lost, the row tells: what is there is recognised, and the rest written once."""
+        async with Scene.on(database, driver) as scene:
+            saga_id, there = scene.saga_id, cut is Cut.BEFORE_ANSWER
+            async with scene.storage.run(saga_id, owner="me", lease=HOUR) as run:
+                await log(run, "one")
+                await run.update_status(saga_id, SagaStatus.RUNNING)
+                with suppress(SQLAlchemyError, OSError):
+                    async with opener(scene.engine) as into:
+                        await pay(into, saga_id)
+                        await run.commit(into=into)
+                        scene.proxy.cut = cut
+                        await into.commit()
+                        pytest.fail("the answer wasn't lost")
+                await until(lambda: payments(admin) == there)
+                if again == "own":
+                    await run.commit()
+                elif again == "into":
+                    async with opener(scene.engine) as into:
+                        await run.commit(into=into)
+                        await into.commit()
+                else:
+                    assert await steps_of(run, saga_id) == ["one"]
+                    assert run.version == (3 if there else 2)
+                    if again == "heartbeat":
+                        await run.heartbeat()
+                        assert await run.holds_lease()
+                if again in {"own", "into"}:
+                    assert run.version == 3
+                    await log(run, "two")
+                    await run.commit()
+                    assert await scene.steps() == ["one", "two"]
+            saga = await scene.saga()
+            assert saga.lease_owner is None
+            assert (await scene.steps()).count("one") == (there or again in {"own", "into"})
+
+    async def test_a_connection_that_is_lost(self, opener: Opener, driver: str, database: Database) -> None:
+        """Lost before COMMIT was sent, nothing of it is there, and the buffer is."""
+        async with Scene.on(database, driver) as scene, scene.storage.run(scene.saga_id) as run:
+            await run.update_status(scene.saga_id, SagaStatus.RUNNING)
+            with suppress(SQLAlchemyError, OSError, StorageUnavailableError):
+                async with opener(scene.engine) as into:
+                    await into.execute(text("SELECT 1"))
+                    scene.proxy.cut = Cut.BEFORE_ANSWER
+                    await run.commit(into=into)
+            assert run.version == 1
+            assert (await scene.saga()).version == 1
+            await run.commit()
+            assert run.version == (await scene.saga()).version == 2
+
+    async def test_a_commit_that_fails(self, opener: Opener, engine: AsyncEngine, admin: psycopg.Connection) -> None:
+        """A COMMIT that the server refuses has stored nothing; in the next transaction it is written."""
+        admin.execute(CLOSES)
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        async with storage.run(saga_id) as run:
+            await run.update_status(saga_id, SagaStatus.RUNNING)
+            async with opener(engine) as into:
+                await pay(into, saga_id)
+                await pay(into, saga_id)
+                await run.commit(into=into)
+                with pytest.raises(IntegrityError):
+                    await into.commit()
+            assert await run.load_saga_state(saga_id) == (SagaStatus.RUNNING, {})
+            assert run.version == 1
+            await log(run, "after")
+            async with opener(engine) as into:
+                await pay(into, saga_id)
+                await run.commit(into=into)
+                await into.commit()
+            assert payments(admin) == 1
+        assert await steps_of(storage, saga_id) == ["after"]
+        assert (await storage.get_saga(saga_id)).status is SagaStatus.RUNNING
+
+    async def test_it_is_cancelled_anywhere(self, opener: Opener, engine: AsyncEngine) -> None:
+        """Cancelled at each suspension of a commit and the transaction's own, and made again: it is there once."""
+        storage = SqlAlchemySagaStorage(engine)
+        for suspension in range(1000):
+            reached = False
+            for answered in (False, True):
+                saga_id = await new_saga(storage)
+                async with storage.run(saga_id, owner="me", lease=HOUR) as run:
+                    await log(run, "one")
+
+                    async def work(run: SagaRun = run) -> None:
+                        async with opener(engine) as into:
+                            await run.commit(into=into)
+                            await into.commit()
+
+                    reached |= await cancel_at(suspension, work, answered=answered)
+                    await log(run, "two")
+                    await run.commit()
+                    assert await run.holds_lease()
+                assert await steps_of(storage, saga_id) == ["one", "two"]
+                assert await held_by(storage, saga_id) is None
+            if not reached:
+                break
+        assert suspension > 2
+        await until_returned(engine)
+
+    async def test_what_is_refused(self, engine: AsyncEngine, driver: str, empty_database: Database) -> None:
+        """Autocommit, another database, a storage that joins a transaction already: each is refused by name."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        async with storage.run(saga_id) as run, engine_on(empty_database.url(driver)) as elsewhere:
+            await log(run, "one")
+            async with engine.connect() as into:
+                await into.execution_options(isolation_level="AUTOCOMMIT")
+                with pytest.raises(InvalidSagaDataError, match="autocommit"):
+                    await run.commit(into=into)
+            async with AsyncSession(elsewhere) as session:
+                with pytest.raises(InvalidSagaDataError, match="database"):
+                    await run.commit(into=session)
+            async with AsyncSession(engine) as session:
+                with pytest.raises(InvalidSagaDataError, match="AsyncSession"):
+                    await run.commit(into=session.sync_session)
+                bound = SqlAlchemySagaStorage(session).run(saga_id)
+                await log(bound, "two")
+                with pytest.raises(InvalidSagaDataError, match="bound to"):
+                    await bound.commit(into=session)
+            await run.commit()
+        assert await steps_of(storage, saga_id) == ["one"]
+
+    async def test_a_transaction_that_is_forgotten(self, engine: AsyncEngine) -> None:
+        """A connection that nobody ends, and that is gone, keeps the run from nothing."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = await new_saga(storage)
+        async with storage.run(saga_id) as run:
+            await log(run, "one")
+            into = AsyncSession(engine)
+            await run.commit(into=into)
+            await into.close()
+            del into
+            await run.commit()
+        assert await steps_of(storage, saga_id) == ["one"]
