@@ -4,6 +4,8 @@ This module is the facade: the contract, its values and errors, and the in-memor
 SQLAlchemy nor a driver; the PostgreSQL storage is ``saga_store.sqlalchemy.SqlAlchemySagaStorage``.
 """
 
+from pathlib import Path as _Path
+
 from saga_store.errors import (
     InvalidSagaDataError,
     SagaAlreadyExistsError,
@@ -59,3 +61,9 @@ __all__ = [
     "StorageUnavailableError",
     "UnknownOutcomeError",
 ]
+
+# In a checkout the migrations stand beside this package, which is found there first: by alembic, and by python -m. The
+# file's name is proof enough that they are these.
+_checkout = _Path(__path__[0]).parent
+if (_checkout / "migrations" / "versions" / "saga_store_0001.py").is_file():
+    __path__.append(str(_checkout))

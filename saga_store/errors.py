@@ -136,7 +136,7 @@ class SchemaError(SagaStoreError):
     the one that this release wants, ``command`` what brings the database there.
     """
 
-    def __init__(self, found: str | None, needed: str, command: str = "alembic upgrade head") -> None:
+    def __init__(self, found: str | None, needed: str, command: str = "saga-store upgrade") -> None:
         super().__init__(found, needed, command)
         self.found = found
         self.needed = needed
@@ -145,5 +145,5 @@ class SchemaError(SagaStoreError):
     def __str__(self) -> str:
         return (
             f"the saga tables are missing or too old: found revision {self.found or 'none'}, need {self.needed}; "
-            f"run `{self.command}` against this database, or `saga-store upgrade` outside a checkout"
+            f"run `{self.command}` against this database, or `alembic upgrade head` in a checkout"
         )

@@ -6,6 +6,8 @@ import sys
 import uuid
 from pathlib import Path
 
+import psycopg
+
 from tests.databases import Database
 
 ROOT = Path(__file__).parent.parent
@@ -53,10 +55,25 @@ def test_story(database: Database) -> None:
     assert second.count("  ok  ") == 6
 
 
+def test_a_database_of_somebody_elses(database: Database) -> None:
+    """It says that it goes there, and keeps to a schema of its own: other sagas are neither seen nor touched."""
+    with psycopg.connect(database.url(), autocommit=True) as admin:
+        admin.execute(
+            "INSERT INTO saga_executions (id, name, status, context) "
+            "VALUES (gen_random_uuid(), 'DemoOrderSaga', 'RUNNING', '{}')"
+        )
+        before = admin.execute("SELECT * FROM saga_executions").fetchall()
+        told = story(database.url())
+        assert "It is the one at DATABASE_URL, in a schema of its own, saga_store_demo" in told
+        assert admin.execute("SELECT * FROM saga_executions").fetchall() == before
+        query = "SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname !~ '^(pg_|information_schema)' ORDER BY 1"
+        assert admin.execute(query).fetchall() == [("public",), ("saga_store_demo",)]
+
+
 def test_database_out_of_reach() -> None:
     """A database that can't be reached ends it with a message, and no traceback."""
     done = demo("postgresql://saga:wrong@127.0.0.1:1/nowhere")
     assert done.returncode == 1
     assert "Is the server up, and DATABASE_URL right?" in done.stdout
-    assert "The demo failed: alembic" in done.stderr
+    assert "The demo failed: saga-store" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr

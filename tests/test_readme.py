@@ -109,8 +109,6 @@ class TestBlocks:
     @pytest.mark.parametrize("section", EXAMPLES)
     async def test_python(self, section: str, database: Database, capsys: pytest.CaptureFixture[str]) -> None:
         """The blocks of a section run one after the other, print what their comments say, and leave nothing behind."""
-        with psycopg.connect(database.url()) as connection:
-            connection.execute("CREATE TABLE orders (id uuid PRIMARY KEY, customer text)")
         names: dict[str, object] = {"__name__": "readme"}
         for block in EXAMPLES[section]:
             # The empty lines let a traceback name the README's own line.

@@ -499,7 +499,7 @@ class TestSchema:
     async def test_tables_that_are_missing(self, driver: str, empty_database: Database) -> None:
         """The error names the revision that is needed and the command to run."""
         async with engine_on(empty_database.url(driver)) as engine:
-            with pytest.raises(SchemaError, match=r"found revision none.*run `alembic upgrade head`") as info:
+            with pytest.raises(SchemaError, match=r"found revision none.*run `saga-store upgrade`") as info:
                 await SqlAlchemySagaStorage(engine).create_saga(uuid4(), "order", {})
         assert (info.value.found, info.value.needed) == (None, REVISION)
 

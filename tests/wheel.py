@@ -24,6 +24,10 @@ class Environment:
     def programs(self) -> Path:
         return self.folder / "bin"
 
+    @property
+    def packages(self) -> Path:
+        return self.folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+
     def run(
         self, *command: str, cwd: Path = Path("/"), settings: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
@@ -44,7 +48,7 @@ def build_wheel(folder: Path) -> Path:
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, source)
-    _succeed(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source))
+    succeed(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source))
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -54,14 +58,13 @@ def install_wheel(wheel: Path, folder: Path) -> Environment:
     venv.create(folder, with_pip=False, symlinks=True)
     # pip would find the package of the tests' own environment, and be content with that.
     options = ["--no-deps", "--no-index", "--ignore-installed"]
-    _succeed(sys.executable, "-m", "pip", "--python", str(folder), "install", *options, str(wheel))
+    succeed(sys.executable, "-m", "pip", "--python", str(folder), "install", *options, str(wheel))
     # A path in a .pth file counts, but not the .pth files there, which would lead to the checkout.
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = folder / "lib" / version / "site-packages" / "dependencies.pth"
+    packages = Environment(folder).packages / "dependencies.pth"
     packages.write_text(sysconfig.get_path("purelib") + "\n")
     return Environment(folder)
 
 
-def _succeed(*command: str) -> None:
+def succeed(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The other programs of the story: Alembic, and the workers, one of which is killed."""
+"""The other programs of the story: the migration, and the workers, one of which is killed."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
 
-from examples.order_saga.database import ROOT
+from examples.order_saga.database import ROOT, SCHEMA
 from examples.order_saga.terminal import say
 
 PATIENCE = 60
@@ -18,8 +18,8 @@ class DemoError(Exception):
 
 
 async def migrate(url: str) -> None:
-    """Run ``alembic upgrade head``, as a deployment would."""
-    await _run(url, "alembic", "upgrade", "head", name="alembic")
+    """Run ``saga-store upgrade``, as a deployment would."""
+    await _run(url, "saga_store", "upgrade", "--schema", SCHEMA, "--create-schema", name="saga-store")
 
 
 async def work(url: str, *arguments: str, kill_at: str | None = None) -> None:

@@ -7,7 +7,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Manage saga-store's tables in PostgreSQL.",
         epilog="Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit),
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('saga-store')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     verbs = Verbs(parser.add_subparsers(title="commands", metavar="COMMAND"))
     for register in REGISTERED:
         register(verbs)
@@ -45,6 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(given, Console(as_json=given.json))
     finally:
         close()
+
+
+def _version() -> str:
+    try:
+        return version("saga-store")
+    except PackageNotFoundError:
+        return "of a checkout, not installed"
 
 
 def _run(given: argparse.Namespace, console: Console) -> int:

@@ -16,8 +16,7 @@ def _folder() -> Path:
     spec = importlib.util.find_spec("saga_store.migrations")
     if spec is None or not spec.origin:
         raise ModuleNotFoundError(
-            "saga_store.migrations is missing: install the package (make setup, or pip install --editable .), since "
-            "the checkout alone has it under another name",
+            "saga_store.migrations is missing, which belongs to the package: install that again",
             name="saga_store.migrations",
         )
     return Path(spec.origin).parent
