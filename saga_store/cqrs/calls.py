@@ -12,6 +12,7 @@ from cqrs.saga.storage.enums import SagaStepStatus as CqrsStepStatus
 from cqrs.saga.storage.models import SagaLogEntry as CqrsLogEntry
 from cqrs.saga.storage.protocol import SagaStorageRun
 
+from saga_store.cqrs.lease import UnderLease
 from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaNotFoundError
 from saga_store.interface import ICheckpointStorage
 from saga_store.model import Context, SagaStatus, SagaStepStatus, StepAction
@@ -47,7 +48,7 @@ class EngineCalls(abc.ABC):
     """The six methods as python-cqrs calls them, on the storage and on a run alike."""
 
     @abc.abstractmethod
-    async def _of(self, saga_id: UUID) -> ICheckpointStorage | SagaRun:
+    async def _of(self, saga_id: UUID) -> ICheckpointStorage | UnderLease | SagaRun:
         """Return what the calls for this saga go to."""
 
     @abc.abstractmethod

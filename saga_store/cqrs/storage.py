@@ -12,15 +12,13 @@ from cqrs.saga.storage.protocol import ISagaStorage as CqrsStorage
 from cqrs.saga.storage.protocol import SagaStorageRun
 
 from saga_store.cqrs.calls import ENGINE_ERRORS, EngineCalls, RunCalls, our_status
+from saga_store.cqrs.lease import UnderLease
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaLeasedError
 from saga_store.interface import ICheckpointStorage
 from saga_store.model import (
     Checkpoint,
     Context,
-    SagaLogEntry,
     SagaStatus,
-    SagaStepStatus,
-    StepAction,
 )
 from saga_store.run import SagaRun
 from saga_store.storage import SagaStorage
@@ -76,9 +74,9 @@ class CqrsSagaStorage(EngineCalls, CqrsStorage):
         self._write_ahead = write_ahead
         self._lease = _valid_lease(storage, lease, owner)
 
-    async def _of(self, saga_id: UUID) -> ICheckpointStorage | SagaRun:
+    async def _of(self, saga_id: UUID) -> ICheckpointStorage | UnderLease:  # noqa: ARG002 - a run minds the id
         if self._lease and isinstance(self._storage, SagaStorage):
-            return _CommittingRun(self._storage, saga_id, lease=self._lease)
+            return UnderLease(self._storage, self._lease)
         return self._storage
 
     async def _load(self, saga_id: UUID) -> tuple[SagaStatus, Context, int]:
@@ -145,41 +143,6 @@ def _valid_lease(storage: ICheckpointStorage, lease: timedelta | None, owner: st
         raise InvalidSagaDataError("lease", "must last for longer than no time, such as timedelta(seconds=30)")
     owner = owner or f"{socket.gethostname()[:200]}:{os.getpid()}:{uuid4().hex[:8]}"
     return Lease(valid_name("owner", owner), lease)
-
-
-class _CommittingRun(SagaRun):
-    """What the engine writes past its runs, as when it was cancelled and compensates: a commit for each call.
-
-    It takes the lease and leaves it to expire, for the next call comes soon; the last one makes the saga FAILED, which
-    ends it.
-    """
-
-    async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
-        await super().create_saga(saga_id, name, context)
-        await self.commit()
-
-    async def update_context(self, saga_id: UUID, context: Context, *, expected_version: int | None = None) -> None:
-        await super().update_context(saga_id, context, expected_version=expected_version)
-        await self.commit()
-
-    async def update_status(self, saga_id: UUID, status: SagaStatus, *, expected_version: int | None = None) -> None:
-        await super().update_status(saga_id, status, expected_version=expected_version)
-        await self.commit()
-
-    async def log_step(
-        self,
-        saga_id: UUID,
-        step_name: str,
-        action: StepAction,
-        status: SagaStepStatus,
-        details: str | None = None,
-    ) -> None:
-        await super().log_step(saga_id, step_name, action, status, details)
-        await self.commit()
-
-    async def get_step_history(self, saga_id: UUID) -> list[SagaLogEntry]:
-        # Reading takes no lease.
-        return await self._storage.get_step_history(saga_id)
 
 
 class _CqrsRun(RunCalls):
