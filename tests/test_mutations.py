@@ -36,6 +36,15 @@ from saga_store import (
     SagaStatus,
     SagaStoreError,
 )
+from saga_store.inspection import (
+    Cursor,
+    InterventionPage,
+    SagaCondition,
+    SagaCount,
+    SagaPage,
+    SagaQuery,
+    SagaSummary,
+)
 from saga_store.testing import (
     AbsenceContract,
     Age,
@@ -53,6 +62,7 @@ from saga_store.testing import (
     HistoryContract,
     HistoryStreamContract,
     InDoubtContract,
+    InspectionContract,
     InterventionContract,
     IsolationContract,
     LeaseContract,
@@ -67,7 +77,7 @@ from saga_store.testing import (
     VersionContract,
     VersionRaceContract,
 )
-from saga_store.write import Claim, Outcome, Write
+from saga_store.write import Claim, Lease, Outcome, Settlement, Write
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
@@ -124,6 +134,7 @@ class SoundTwin(
     CheckpointStorageContract,
     RecoveryStorageContract,
     HistoryStreamContract,
+    InspectionContract,
     LeaseContract,
 ):
     """The control: the whole kit on the twin as it is."""
@@ -742,6 +753,105 @@ class StreamsNothing(MemorySagaStorage):
             return []
 
 
+# Views
+
+
+class DoubtsWhatRuns(MemorySagaStorage):
+    """Says that a step is in doubt while somebody's lease lasts."""
+
+    async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        page = await super()._find(query, limit, after)
+        sagas = [replace(saga, in_doubt=bool(await self._fetch_in_doubt(saga.id))) for saga in page.sagas]
+        return replace(page, sagas=sagas)
+
+
+class TakesPersonsForLife(MemorySagaStorage):
+    """Begins a saga's silence anew when a person intervenes."""
+
+    async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        page = await super()._find(query, limit, after)
+        now = self._view()._database._clock()
+        return replace(page, sagas=[replace(saga, silent_for=now - saga.updated_at) for saga in page.sagas])
+
+
+class ForgetsWhoHolds(MemorySagaStorage):
+    """Tells by the owner of a lease that a saga is held, also when the lease has expired."""
+
+    async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        page = await super()._find(query, limit, after)
+        held = SagaCondition.HELD
+        return replace(page, sagas=[replace(saga, condition=held) if saga.lease_owner else saga for saga in page.sagas])
+
+
+class RepeatsTheLastSaga(MemorySagaStorage):
+    """Begins each page with the last saga of the one before."""
+
+    async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        return await super()._find(query, limit, after and replace(after, id=UUID(int=after.id.int + 1)))
+
+
+class AlwaysGoesOn(MemorySagaStorage):
+    """Gives an ``after`` also on the last page, if that is full."""
+
+    async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        page = await super()._find(query, limit, after)
+        if page.after is not None or len(page.sagas) < limit:
+            return page
+        last = page.sagas[-1]
+        return replace(page, after=str(Cursor(last.created_at.replace(tzinfo=None).isoformat(), last.id)))
+
+
+class HidesItsWindow(MemorySagaStorage):
+    """Doesn't say how far back it looked."""
+
+    async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        return replace(await super()._find(query, limit, after), finished_since=None)
+
+
+class CountsEverything(MemorySagaStorage):
+    """Counts without looking at conditions."""
+
+    async def _count(self, query: SagaQuery) -> SagaCount:
+        return await super()._count(replace(query, conditions=()))
+
+
+class GroupsWithoutDoubt(MemorySagaStorage):
+    """Groups sagas as if none had a step in doubt."""
+
+    async def _sample(self, query: SagaQuery) -> tuple[list[SagaSummary], datetime, bool]:
+        sagas, now, is_partial = await super()._sample(query)
+        return [replace(saga, in_doubt=False) for saga in sagas], now, is_partial
+
+
+class ListsWhatOthersDid(MemorySagaStorage):
+    """Lists everybody's interventions, whoever is asked for."""
+
+    async def _find_interventions(
+        self, since: datetime, by: str | None, limit: int, after: int | None
+    ) -> InterventionPage:
+        page = await super()._find_interventions(since, by, limit, after)
+        return page if by is None else await super()._find_interventions(since, None, limit, after)
+
+
+class SettlesAnything(MemorySession):
+    """Settles whatever entry it is told, in doubt or not."""
+
+    async def _settle(self, settlement: Settlement) -> None:
+        try:
+            await super()._settle(settlement)
+        except InvalidSagaDataError:
+            steps = settlement.steps("pay", "compensate", {})
+            await self._apply(Write(settlement.saga_id, lease=Lease(), steps=steps))
+
+
+class SettlesBesideTheWorker(MemorySession):
+    """Settles a step as log_step would, and lets whoever works on the saga go on."""
+
+    async def _settle(self, settlement: Settlement) -> None:
+        steps = settlement.steps("pay", "compensate", {})
+        await self._apply(Write(settlement.saga_id, steps=steps))
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A broken twin, and the test of the kit that has to notice it."""
@@ -828,6 +938,17 @@ MUTANTS = (
     Mutant(SkipsByCount, HistoryStreamContract, "test_streams_are_apart"),
     Mutant(StreamsCommittedOnly, HistoryStreamContract, "test_unit_streams_its_own_entries"),
     Mutant(StreamsNothing, HistoryStreamContract, "test_missing_saga_has_no_stream"),
+    Mutant(DoubtsWhatRuns, InspectionContract, "test_what_holds_first_counts"),
+    Mutant(TakesPersonsForLife, InspectionContract, "test_persons_are_no_sign_of_life[break_lease]"),
+    Mutant(ForgetsWhoHolds, InspectionContract, "test_views_tell_what_is_so"),
+    Mutant(RepeatsTheLastSaga, InspectionContract, "test_pages_follow_each_other"),
+    Mutant(AlwaysGoesOn, InspectionContract, "test_a_page_says_if_there_is_more"),
+    Mutant(HidesItsWindow, InspectionContract, "test_a_search_says_how_far_back_it_looked"),
+    Mutant(CountsEverything, InspectionContract, "test_views_tell_what_is_so"),
+    Mutant(GroupsWithoutDoubt, InspectionContract, "test_views_tell_what_is_so"),
+    Mutant(ListsWhatOthersDid, InspectionContract, "test_interventions_are_listed"),
+    Mutant(SettlesAnything, InspectionContract, "test_only_what_is_in_doubt_is_settled"),
+    Mutant(SettlesBesideTheWorker, InspectionContract, "test_settling_fences_the_worker"),
     Mutant(DoubtsByNameOnly, InDoubtContract, "test_other_steps_and_actions_settle_nothing"),
 )
 
