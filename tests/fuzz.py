@@ -96,9 +96,14 @@ async def _compare(batch: Batch, url: str, tally: Tally) -> None:
             steps=batch.steps,
             start=batch.seed,
             tally=tally,
+            joinable=None if bind in JOINING_BINDS else partial(JOINING_BINDS[_JOINED_BY[bind]], engine),
         )
     finally:
         await engine.dispose()
+
+
+# What runs of each of them commit into.
+_JOINED_BY = {"engine": "connection", "sessionmaker": "session"}
 
 
 def _opener(engine: AsyncEngine, bind: str) -> Opener:

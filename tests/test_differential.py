@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
+from saga_store.testing.commit_into import Joinable
 from saga_store.testing.differential import DifferentialContract, TransactionDifferentialContract
 from saga_store.testing.run import RunUnit
 from saga_store.testing.transaction import Transactions
@@ -17,10 +19,20 @@ from tests.test_contract import JOINING_BINDS, OWNING_BINDS, PostgreSQLFixtures
 class TestPostgreSQL(PostgreSQLFixtures, DifferentialContract):
     schedules = 6
 
-    @pytest.fixture(params=OWNING_BINDS)
-    def unit(self, request: pytest.FixtureRequest, engine: AsyncEngine) -> RunUnit:
-        storage = SqlAlchemySagaStorage(OWNING_BINDS[request.param](engine))
+    @pytest.fixture(params=[("engine", "connection"), ("sessionmaker", "session")], ids="-".join)
+    def binds(self, request: pytest.FixtureRequest) -> tuple[str, str]:
+        """What the storage is bound to, and what its runs commit into."""
+        owning, joining = request.param
+        return owning, joining
+
+    @pytest.fixture
+    def unit(self, binds: tuple[str, str], engine: AsyncEngine) -> RunUnit:
+        storage = SqlAlchemySagaStorage(OWNING_BINDS[binds[0]](engine))
         return lambda: nullcontext(storage)
+
+    @pytest.fixture
+    def joinable(self, binds: tuple[str, str], engine: AsyncEngine) -> Joinable:
+        return partial(JOINING_BINDS[binds[1]], engine)
 
 
 class TestPostgreSQLTransaction(PostgreSQLFixtures, TransactionDifferentialContract):

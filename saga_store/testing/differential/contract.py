@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import ClassVar
 
+import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from saga_store.storage import SagaStorage
 from saga_store.testing.claim import Age, AgingContract
+from saga_store.testing.commit_into import Joinable
 from saga_store.testing.differential.machine import Arena, DifferentialMachine, Tally
 from saga_store.testing.differential.transactions import JoiningMachine, OwningMachine
 from saga_store.testing.differential.world import Opener, Unit
@@ -28,6 +30,7 @@ async def find_difference(  # noqa: PLR0913 - how much to try, all keywords
     start: int,
     shrink: bool = True,
     tally: Tally | None = None,
+    joinable: Joinable | None = None,
 ) -> Tally:
     """Run schedules that are the same whenever they start from the same number, and compare each step.
 
@@ -40,6 +43,7 @@ async def find_difference(  # noqa: PLR0913 - how much to try, all keywords
         start: Where the choice of schedules starts.
         shrink: Whether to look for a shorter schedule once one is found.
         tally: Counts them, if the caller wants to know how far it has come.
+        joinable: Opens a transaction that runs may commit into; for storages that commit each call by themselves.
 
     Returns:
         How much was tried, which is less than was asked for if a difference was found.
@@ -47,7 +51,7 @@ async def find_difference(  # noqa: PLR0913 - how much to try, all keywords
     Raises:
         AssertionError: The storage differs from its twin; the notes have the shortest schedule found.
     """
-    arena = Arena(asyncio.get_running_loop(), opener, age, joins, tally=tally or Tally())
+    arena = Arena(asyncio.get_running_loop(), opener, age, joins, tally=tally or Tally(), joinable=joinable)
     kind: type[DifferentialMachine] = JoiningMachine if joins else OwningMachine
 
     @seed(start)
@@ -87,7 +91,12 @@ class _Budget:
 class DifferentialContract(_Budget, AgingContract):
     """For storages built on ``SagaStorage`` that commit each call by themselves: override ``unit`` and ``age``."""
 
-    async def test_it_answers_as_its_twin(self, unit: RunUnit, age: Age) -> None:
+    @pytest.fixture
+    def joinable(self) -> Joinable | None:
+        """Override this if runs may commit into a caller's transaction: see ``CommitIntoContract``."""
+        return None
+
+    async def test_it_answers_as_its_twin(self, unit: RunUnit, age: Age, joinable: Joinable | None) -> None:
         """Whatever is done to the storage and to its twin in memory, both answer the same and store the same."""
 
         @asynccontextmanager
@@ -96,7 +105,13 @@ class DifferentialContract(_Budget, AgingContract):
                 yield storage, None
 
         tried = await find_difference(
-            opener, age, joins=False, schedules=self.schedules, steps=self.steps, start=self.start
+            opener,
+            age,
+            joins=False,
+            schedules=self.schedules,
+            steps=self.steps,
+            start=self.start,
+            joinable=joinable,
         )
         assert tried.schedules >= self.schedules
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 from saga_store.model import SagaExecution
 from saga_store.storage import SagaStorage
 from saga_store.testing.claim import Age
+from saga_store.testing.commit_into import Joinable
 from saga_store.testing.differential.comparison import Result, any_result_of, result_of, short
 from saga_store.testing.differential.strategies import OWN_NAMES, PRESENT, SAGAS
 from saga_store.testing.differential.world import Opener, Twin, World, world
@@ -44,6 +45,7 @@ class Arena:
         joins: Whether its units are transactions of the caller's.
         patience: How long a step may take before it counts as hung.
         tally: How much has been tried so far.
+        joinable: Opens a transaction that runs of the storage under test may commit into, if they may.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -52,6 +54,7 @@ class Arena:
     joins: bool
     patience: timedelta = timedelta(seconds=60)
     tally: Tally = field(default_factory=Tally)
+    joinable: Joinable | None = None
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
@@ -112,8 +115,9 @@ class DifferentialMachine(RuleBasedStateMachine):
     async def _open(self) -> None:
         names = {saga_id: f"saga {number}" for number, saga_id in enumerate(self.ids)}
         twin = Twin(joins=self.arena.joins)
-        self.twin = await self._worlds.enter_async_context(world(twin.open, twin.age, names))
-        self.tested = await self._worlds.enter_async_context(world(self.arena.opener, self.arena.age, names))
+        self.twin = await self._worlds.enter_async_context(world(twin.open, twin.age, names, twin.joinable))
+        arena = self.arena
+        self.tested = await self._worlds.enter_async_context(world(arena.opener, arena.age, names, arena.joinable))
 
     # What rules are made of
 

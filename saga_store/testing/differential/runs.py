@@ -136,6 +136,10 @@ class RunRules(DifferentialMachine):
         if self._in_run(which, lambda run: run.__aexit__(_WorkError if error else None, error, None)):
             self._runs.remove(run)
 
+    @property
+    def is_in_a_run(self) -> bool:
+        return bool(self._runs)
+
     def leave(self) -> None:
         super().leave()
         while self._runs:
@@ -144,6 +148,12 @@ class RunRules(DifferentialMachine):
 
     def _run(self, which: int) -> _Run:
         return self._runs[which % len(self._runs)]
+
+    def _in_worlds(self, which: int, call: Callable[[SagaRun, World], Awaitable[object]]) -> None:
+        """Make a call that needs to know the world it is in, and that waits for nobody."""
+        run = self._run(which)
+        self.both(lambda world: call(run.in_world[world], world))
+        self.both(lambda world: _version(run.in_world[world]))
 
     def _in_run(self, which: int, call: _Call, *, writes: bool = False) -> bool:
         """Make a call in the run, if it needn't wait, and compare what version the run has come to as well."""

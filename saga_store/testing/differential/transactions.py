@@ -11,6 +11,7 @@ from hypothesis.stateful import rule
 from saga_store.errors import SagaConcurrencyError, SagaLeasedError
 from saga_store.model import Checkpoint
 from saga_store.testing.differential import strategies as draw
+from saga_store.testing.differential.commits import CommitRules
 from saga_store.testing.differential.comparison import Result
 from saga_store.testing.differential.recovery import RecoveryRules
 from saga_store.testing.differential.runs import RunRules
@@ -22,7 +23,7 @@ _HOUR = timedelta(hours=1)
 _checkpoints = st.dictionaries(draw.sagas, st.tuples(draw.filters, draw.changes), min_size=2, max_size=4)
 
 
-class OwningMachine(WriteRules, RecoveryRules, RunRules):
+class OwningMachine(WriteRules, RecoveryRules, CommitRules):
     """For storages that commit each call by themselves."""
 
     @rule(who=draw.actors, writes=_checkpoints)

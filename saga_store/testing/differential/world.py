@@ -11,6 +11,7 @@ from saga_store.memory import MemoryDatabase, MemorySagaStorage, MemorySession
 from saga_store.model import Checkpoint, SagaExecution, SagaLogEntry, SagaStatus
 from saga_store.storage import SagaStorage
 from saga_store.testing.claim import Age
+from saga_store.testing.commit_into import Joinable
 from saga_store.testing.differential.comparison import Eyes
 from saga_store.testing.transaction import Transaction
 
@@ -31,17 +32,25 @@ class World:
         observer: One that only reads, and sees what is committed.
         age: Moves a saga back in time.
         eyes: Tell what a result says, without its times, which no other world shares.
+        joinable: Opens a transaction that a run may commit into.
     """
 
-    def __init__(self, units: Sequence[Unit], observer: Unit, age: Age, eyes: Eyes) -> None:
+    def __init__(
+        self, units: Sequence[Unit], observer: Unit, age: Age, eyes: Eyes, joinable: Joinable | None = None
+    ) -> None:
         self.eyes: Final = eyes
         self._units = units
         self._observer = observer
         self._age = age
+        self._joinable = joinable
         self._changed: dict[UUID, datetime] = {}
 
     def storage(self, who: int) -> SagaStorage:
         return self._units[who][0]
+
+    def joinable(self) -> AbstractAsyncContextManager[Transaction]:
+        assert self._joinable is not None
+        return self._joinable()
 
     async def commit(self, who: int) -> None:
         if transaction := self._units[who][1]:
@@ -99,11 +108,13 @@ def _direction(before: datetime, after: datetime) -> str:
 
 
 @asynccontextmanager
-async def world(opener: Opener, age: Age, names: Mapping[UUID, str]) -> AsyncIterator[World]:
+async def world(
+    opener: Opener, age: Age, names: Mapping[UUID, str], joinable: Joinable | None = None
+) -> AsyncIterator[World]:
     """Open a world for the sagas that ``names`` has."""
     async with AsyncExitStack() as stack:
         observer, *units = [await stack.enter_async_context(opener()) for _ in range(ACTORS + 1)]
-        yield World(units, observer, age, Eyes(names, epoch=await _now(observer)))
+        yield World(units, observer, age, Eyes(names, epoch=await _now(observer)), joinable)
 
 
 async def _now(unit: Unit) -> datetime:
@@ -135,6 +146,9 @@ class Twin:
                 yield MemorySagaStorage(session), session
         else:
             yield MemorySagaStorage(self._database), None
+
+    def joinable(self) -> MemorySession:
+        return MemorySession(self._database)
 
     async def age(self, saga_id: UUID, by: timedelta) -> None:
         self._database.age(saga_id, by)
