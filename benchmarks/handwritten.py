@@ -141,9 +141,10 @@ class _Writer:
         else:
             values = _values_of_many(batch)
             statement = write_many(frozenset(values))
-        prepared = self._prepared.get(statement.numbered)
+        numbered = statement.spelled(None).numbered
+        prepared = self._prepared.get(numbered)
         if prepared is None:
-            prepared = self._prepared[statement.numbered] = await self._connection.prepare(statement.numbered)
+            prepared = self._prepared[numbered] = await self._connection.prepare(numbered)
         rows = await prepared.fetch(*[values.get(name) for name in statement.names])
         return {row[0].int for row in rows}
 

@@ -7,6 +7,7 @@ Every error that a storage raises is one of these::
     ├── SagaAlreadyExistsError   the id is taken                     nothing was written
     ├── SagaConcurrencyError     somebody wrote in between           nothing was written
     ├── SagaLeasedError          somebody else works on it           nothing was written
+    ├── SagaUnreadableError      its row is broken                   it was read, nothing else
     ├── InvalidSagaDataError     refused before any SQL              nothing was written
     ├── StorageUnavailableError  the database couldn't do it         nothing was written
     ├── SchemaError              tables missing or too old           nothing was written
@@ -16,6 +17,7 @@ A write that raised anything but ``UnknownOutcomeError`` left no trace. Each err
 attributes and survives pickling; the database's own error, if there was one, is its ``__cause__``.
 """
 
+import shlex
 from datetime import datetime
 from uuid import UUID
 
@@ -78,6 +80,24 @@ class SagaLeasedError(SagaStoreError):
         )
 
 
+class SagaUnreadableError(SagaStoreError):
+    """What is stored of a saga can't be read, since something else than this package wrote it; ``reason`` says what.
+
+    Only reading is in the way: the saga can be written to, and be given up.
+    """
+
+    def __init__(self, saga_id: UUID, reason: str) -> None:
+        super().__init__(saga_id, reason)
+        self.saga_id = saga_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id} is stored, but can't be read: {self.reason}; mend its row by SQL, or give it up with "
+            "give_up_saga()"
+        )
+
+
 class InvalidSagaDataError(SagaStoreError, ValueError):
     """A value that no storage accepts; ``field`` says which, ``reason`` why and what to do."""
 
@@ -133,17 +153,25 @@ class SchemaError(SagaStoreError):
     """The tables are missing or too old for this release.
 
     ``found`` is the revision that the database records (None: none, or it couldn't be read), ``needed``
-    the one that this release wants, ``command`` what brings the database there.
+    the one that this release wants, ``command`` what brings the database there. ``schema`` is where the tables
+    were looked for; None: along the connection's search path.
     """
 
-    def __init__(self, found: str | None, needed: str, command: str = "saga-store upgrade") -> None:
-        super().__init__(found, needed, command)
+    def __init__(
+        self, found: str | None, needed: str, command: str = "saga-store upgrade", schema: str | None = None
+    ) -> None:
+        super().__init__(found, needed, command, schema)
         self.found = found
         self.needed = needed
         self.command = command
+        self.schema = schema
 
     def __str__(self) -> str:
+        where, named, alembic = "", "", ""
+        if self.schema is not None:
+            where, named = f" in schema {self.schema!r}", f" --schema {shlex.quote(self.schema)}"
+            alembic = f" -x schema={shlex.quote(self.schema)}"
         return (
-            f"the saga tables are missing or too old: found revision {self.found or 'none'}, need {self.needed}; "
-            f"run `{self.command}` against this database, or `alembic upgrade head` in a checkout"
+            f"the saga tables{where} are missing or too old: found revision {self.found or 'none'}, need {self.needed}; "
+            f"run `{self.command}{named}` against this database, or `alembic{alembic} upgrade head` in a checkout"
         )

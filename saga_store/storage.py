@@ -8,6 +8,7 @@ import abc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
@@ -64,6 +65,17 @@ from saga_store.write import Claim, Lease, Outcome, Settlement, Write, checked
 _ALL = SagaQuery()
 _LONGEST_PAGE = 1000
 
+_FINISHED = set(SagaStatus) - set(UNFINISHED)
+
+
+class SagaState(NamedTuple):
+    """What an operator's decision goes by; the status may be none that is known."""
+
+    status: str
+    recovery_attempts: int
+    lease_owner: str | None
+    version: int
+
 
 class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
     """Base of the storages: give it ``_apply``, ``_claim`` and the reads, and it keeps the contract."""
@@ -79,6 +91,11 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
     @abc.abstractmethod
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
         """Return the row, or raise SagaNotFoundError."""
+
+    async def _fetch_state(self, saga_id: UUID) -> SagaState:
+        """Return what an operator decides by, or raise SagaNotFoundError; also of a saga that can't be read."""
+        saga = await self._fetch_saga(saga_id)
+        return SagaState(saga.status.value, saga.recovery_attempts, saga.lease_owner, saga.version)
 
     @abc.abstractmethod
     async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
@@ -259,21 +276,21 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
         return await self._fetch_in_doubt(valid_id(saga_id))
 
     async def give_up_saga(self, saga_id: UUID, *, by: str, reason: str) -> None:
-        def give_up(saga: SagaExecution) -> Write:
-            _check_unfinished(saga)
+        def give_up(saga: SagaState) -> Write:
+            _check_unfinished(saga_id, saga)
             return Write(saga_id, status=SagaStatus.FAILED)
 
         await self._intervene(saga_id, "give_up_saga", by, reason, give_up)
 
     async def reset_recovery_attempts(self, saga_id: UUID, *, by: str, reason: str) -> None:
-        def reset(saga: SagaExecution) -> Write:
-            _check_unfinished(saga)
+        def reset(saga: SagaState) -> Write:
+            _check_unfinished(saga_id, saga)
             return Write(saga_id, recovery_attempts=0)
 
         await self._intervene(saga_id, "reset_recovery_attempts", by, reason, reset)
 
     async def break_lease(self, saga_id: UUID, *, by: str, reason: str) -> None:
-        def break_it(saga: SagaExecution) -> Write:
+        def break_it(saga: SagaState) -> Write:
             if saga.lease_owner is None:
                 raise InvalidSagaDataError("saga_id", f"names a saga that nobody holds a lease of: {saga_id}")
             return Write(saga_id, lease=Lease())
@@ -339,15 +356,15 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
         return SagaRun(self, saga_id, write_ahead=write_ahead, lease=taken, renew=renew)
 
     async def _intervene(
-        self, saga_id: UUID, verb: str, by: str, reason: str, decide: Callable[[SagaExecution], Write]
+        self, saga_id: UUID, verb: str, by: str, reason: str, decide: Callable[[SagaState], Write]
     ) -> None:
         """Write what an operator decides on seeing the saga, with an entry in its history that says who and why."""
         valid_id(saga_id)
         by, reason = _valid_person(by, reason)
         while True:
-            saga = await self._fetch_saga(saga_id)
+            saga = await self._fetch_state(saga_id)
             before = {
-                "status": saga.status.value,
+                "status": saga.status,
                 "recovery_attempts": saga.recovery_attempts,
                 "lease_owner": saga.lease_owner,
             }
@@ -369,9 +386,9 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
         return outcome
 
 
-def _check_unfinished(saga: SagaExecution) -> None:
-    if saga.status not in UNFINISHED:
-        raise InvalidSagaDataError("saga_id", f"names a saga that is {saga.status.value} already: {saga.id}")
+def _check_unfinished(saga_id: UUID, saga: SagaState) -> None:
+    if saga.status in _FINISHED:
+        raise InvalidSagaDataError("saga_id", f"names a saga that is {saga.status} already: {saga_id}")
 
 
 def _valid_page(field: str, limit: object) -> int:

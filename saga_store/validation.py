@@ -15,6 +15,8 @@ from saga_store.model import Context, LogStep, SagaStatus, SagaStepStatus, StepA
 
 MAX_NAME_LENGTH = 255
 MAX_CONTEXT_DEPTH = 500
+# PostgreSQL cuts off what is longer, and would then talk of another schema.
+MAX_IDENTIFIER_BYTES = 63
 MAX_INT4 = 2**31 - 1
 # Of one context, as JSON text. PostgreSQL's own limit is 1 GB, for all the contexts of a statement together.
 DEFAULT_MAX_CONTEXT_BYTES = 64 * 2**20
@@ -86,7 +88,7 @@ def valid_end(status: object) -> SagaStepStatus:
 def valid_step(step: object) -> LogStep:
     if not isinstance(step, LogStep):
         raise InvalidSagaDataError("steps", f"must hold LogStep objects, not {_show(step)}")
-    name, action = valid_name("step_name", step.step_name), _valid_action(step.action)
+    name, action = valid_name("step_name", step.step_name), valid_action(step.action)
     status = _member(SagaStepStatus, step.status)
     details = None if step.details is None else valid_text("details", step.details)
     if name is step.step_name and action is step.action and status is step.status and details is step.details:
@@ -110,6 +112,18 @@ def valid_count(field: str, count: object, *, least: int = 0) -> int:
 
 def valid_max_context_bytes(limit: object) -> int:
     return _valid_int("max_context_bytes", limit, len("{}"), _MOST_CONTEXT_BYTES)
+
+
+def valid_schema(schema: object) -> str:
+    """Return the name of a schema, as PostgreSQL takes it, without quotes."""
+    name = valid_text("schema", schema)
+    size = len(name.encode())
+    if not 1 <= size <= MAX_IDENTIFIER_BYTES:
+        raise InvalidSagaDataError(
+            "schema",
+            f"must have 1 to {MAX_IDENTIFIER_BYTES} bytes, as PostgreSQL's names have, not {size}: {_show(name)}",
+        )
+    return name
 
 
 def valid_duration(field: str, duration: object) -> timedelta:
@@ -252,7 +266,7 @@ def _member(kind: type[_Status], value: object) -> _Status:
     raise InvalidSagaDataError("status", f"must be one of {', '.join(kind)}, not {_show(value)}")
 
 
-def _valid_action(action: object) -> StepAction:
+def valid_action(action: object) -> StepAction:
     if isinstance(action, str) and action in _ACTIONS:
         return cast("StepAction", str.__str__(action))
     raise InvalidSagaDataError("action", f"must be 'act' or 'compensate', not {_show(action)}")

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import URL
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from tests.databases import Database
@@ -26,6 +26,11 @@ async def engine_on(
         assert engine.pool.checkedout() == 0
     finally:
         await engine.dispose()
+
+
+async def lock_table(holder: AsyncSession) -> None:
+    """Let writers wait in the server: for a row alone no storage that commits by itself does."""
+    await holder.execute(text("LOCK TABLE saga_executions IN EXCLUSIVE MODE"))
 
 
 async def until_blocked(database: Database) -> None:

@@ -1,6 +1,7 @@
 """Writes whose first attempt comes late, or never; the interleavings are in test_ambiguous.py."""
 
 import asyncio
+from dataclasses import replace
 from uuid import uuid4
 
 import psycopg
@@ -17,7 +18,7 @@ from saga_store import (
 )
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.write_sql import KEPT, KEPT_OF_ONE_VERSION
-from tests.connections import until_blocked
+from tests.connections import lock_table, until_blocked
 from tests.databases import Database
 from tests.proxy import Cut
 from tests.scene import BRIEFLY, NEVER, PATIENT, Scene, Write, change, log, step
@@ -71,13 +72,15 @@ class TestStrandedOriginal:
     async def test_one_that_waits_for_a_lock(
         self, database: Database, driver: str, write: Write, *, committed: bool, group_commit: bool
     ) -> None:
-        """While somebody holds the row, the first attempt waits there and the second goes on asking."""
+        """While another transaction holds the table, both attempts wait there."""
         async with Scene.on(database, driver, group_commit=group_commit, retry_for=PATIENT) as scene:
-            await scene.warm_up(SqlAlchemySagaStorage(scene.engine, group_commit=False))
+            another = replace(scene, saga_id=uuid4())
+            await scene.other.create_saga(another.saga_id, "order", {})
+            await write(another)  # what is to be lost is executed, not prepared first
             async with AsyncSession(scene.direct) as holder:
+                await lock_table(holder)
                 await SqlAlchemySagaStorage(holder).update_context(scene.saga_id, {"n": 7})
-                # Group commit writes now and explains first, and neither waits.
-                task = await scene.lose(Cut.AT_ONCE, write(scene), let_pass=2 if group_commit else 0)
+                task = await scene.lose(Cut.AT_ONCE, write(scene))
                 scene.proxy.gate.set()
                 await until_blocked(database)
                 await (holder.commit() if committed else holder.rollback())
@@ -171,6 +174,7 @@ class TestTerminatedBackend:
         """The server says that it ends the connection, and the storage writes again over another one."""
         async with Scene.on(database, driver, group_commit=False, retry_for=PATIENT) as scene:
             async with AsyncSession(scene.direct) as holder:
+                await lock_table(holder)
                 await SqlAlchemySagaStorage(holder).update_context(scene.saga_id, {"n": 7})
                 task = asyncio.ensure_future(change(scene))
                 await until_blocked(database)

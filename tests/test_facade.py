@@ -24,11 +24,13 @@ ERRORS = [
     errors.SagaAlreadyExistsError(SAGA_ID),
     errors.SagaConcurrencyError(SAGA_ID, 1, 2),
     errors.SagaLeasedError(SAGA_ID, "worker-1", datetime(2024, 1, 1, tzinfo=UTC)),
+    errors.SagaUnreadableError(SAGA_ID, "a time is infinity"),
     errors.InvalidSagaDataError("name", "must not be empty"),
     errors.StorageUnavailableError("the server is down", "57P03"),
     errors.UnknownOutcomeError(SAGA_ID),
     errors.UnknownOutcomeError(None),
     errors.SchemaError(None, "saga_store_0001"),
+    errors.SchemaError(None, "saga_store_0001", schema="shop"),
 ]
 
 

@@ -1,9 +1,10 @@
 """Group commit: the interleavings, written down before the code.
 
 Who can be where: a *caller* is queued (its write waits), in flight (its write is in the statement that is awaited,
-by itself if it came alone, else by a flusher) or apart (its row was locked, and a task of its own waits for it). Of
-*flushers* there are none, one or two, each awaiting a statement. Nothing else awaits, so between two awaits the queue
-is consistent; and a saga in flight is never ready too, so two statements in flight have no saga in common.
+by itself if it came alone, else by a flusher) or put aside (its row was locked, and one task tries all of those again
+now and then, with no connection in between). Of *flushers* there are none, one or two, each awaiting a statement.
+Nothing else awaits, so between two awaits the queue is consistent; and a saga in flight is never ready too, so two
+statements in flight have no saga in common.
 
 ===========================================  ==========================================================
 what happens                                 what must follow
@@ -26,9 +27,11 @@ a batch fails for one write's sake           it is split until that write fails 
 a batch fails for all                        every caller gets an error of its own
 the connection is lost                       every caller gets UnknownOutcomeError for its own saga
 no connection is to be had                   every caller gets StorageUnavailableError
-a row is locked by somebody else             that caller waits apart, and nobody else waits
-a saga is being created by somebody else     likewise
-the same, and that caller is cancelled       its statement is cancelled, and the saga's line moves on
+a row is locked by another transaction       that caller is put aside, holds nothing, and nobody else waits
+a saga is being created by another one       likewise
+a hundred rows are locked                    they are tried again in one statement
+the same, and that caller is cancelled       it is sent no more, and the saga's line moves on
+a caller is cancelled while it is tried      its write may be stored, and the saga's line moves on after it
 a flusher is giving its connection back      whoever comes meanwhile doesn't wait for it
 the loop ends with writes queued             the callers are cancelled, and a new loop finds a queue that works
 two loops use one storage                    the second is told to make one of its own
@@ -62,7 +65,10 @@ from saga_store import (
 )
 from saga_store.sqlalchemy import SqlAlchemySagaStorage, pooled
 from saga_store.sqlalchemy import group_commit as module
+from saga_store.sqlalchemy.binds import EngineBind
+from saga_store.sqlalchemy.execution import Executor
 from saga_store.sqlalchemy.group_commit import GroupCommit
+from saga_store.sqlalchemy.writer import Patience, Writer
 from saga_store.write import Outcome, Write
 from tests.connections import engine_on, until_blocked
 from tests.databases import Database
@@ -77,7 +83,6 @@ class Statements:
 
     def __init__(self) -> None:
         self.batches: list[list[Write]] = []
-        self.alone: list[Write] = []
         self.locked: set[UUID] = set()
         self.refused: set[UUID] = set()
         self.told: list[list[UUID]] = []
@@ -89,8 +94,12 @@ class Statements:
         self.returning = asyncio.Event()
         self.returning.set()
         self.held: list[asyncio.Event] = []
-        self.lock = asyncio.Event()
-        self.group = GroupCommit(self)
+        self.limit = Patience()
+        self.key = "a place"
+        self.group = GroupCommit(Statements.neutral)
+
+    def neutral(self) -> "Statements":
+        return self
 
     @asynccontextmanager
     async def holding(self) -> AsyncIterator["Statements"]:
@@ -111,12 +120,17 @@ class Statements:
         self.told.append([write.saga_id for write in writes])
         if self.telling_fails:
             raise self.telling_fails
-        return [None if write.saga_id in self.locked else SagaNotFoundError(write.saga_id) for write in writes]
+        return [
+            None
+            if write.saga_id in self.locked
+            else SagaNotFoundError(write.saga_id)
+            if write.saga_id in self.refused
+            else 99
+            for write in writes
+        ]
 
-    async def write(self, write: Write) -> Outcome:
-        self.alone.append(write)
-        await self.lock.wait()
-        return 99
+    async def patience(self) -> Patience:
+        return self.limit
 
     async def _until_released(self) -> None:
         own = asyncio.Event()
@@ -133,7 +147,7 @@ class Statements:
         return asyncio.create_task(self._call(Write(saga_id or uuid4(), context=context)))
 
     async def _call(self, write: Write) -> Outcome:
-        return await self.group.write(write)
+        return await self.group.write(write, self)
 
     async def under_way(self) -> asyncio.Task[Outcome]:
         """Have a statement in flight, so that those who come now share the next one."""
@@ -434,17 +448,16 @@ class TestQueue:
         statements.bug = None
         assert await statements.call() == 2
 
-    async def test_a_locked_row_is_waited_for_apart(self, statements: Statements) -> None:
+    async def test_a_locked_row_is_put_aside(self, statements: Statements) -> None:
         locked = uuid4()
         statements.locked = {locked}
         statements.gate.set()
         stuck, behind = statements.call(locked), statements.call(locked)
         await asyncio.gather(*(statements.call() for _ in range(3)))
         assert not stuck.done()
-        assert [write.saga_id for write in statements.alone] == [locked]
+        assert {saga_id for told in statements.told for saga_id in told} == {locked}
 
         statements.locked = set()
-        statements.lock.set()
         assert await stuck == 99
         assert isinstance(await behind, int)
 
@@ -456,36 +469,38 @@ class TestQueue:
         statements.locked = {locked}
         statements.gate.set()
         stuck, behind = statements.call(locked), statements.call(locked)
-        # The waiter's task is made in the same turn of the loop as the batch's answer is read.
+        # It is put aside in the same turn of the loop in which the answer is read.
         for _ in range(20 if started else 2):
             await asyncio.sleep(0)
         statements.locked = set()
         stuck.cancel()
         assert await behind == 2
 
-    async def test_only_a_few_wait_for_locks_at_a_time(self, statements: Statements) -> None:
-        """They hold a connection each, and others need the pool too."""
-        ids = [uuid4() for _ in range(10)]
+    async def test_what_is_locked_is_tried_again_in_one_statement(self, statements: Statements) -> None:
+        """However many there are, they need a connection for a moment now and then."""
+        ids = [uuid4() for _ in range(100)]
         statements.locked = set(ids)
         statements.gate.set()
         stuck = [statements.call(saga_id) for saga_id in ids]
         await settle()
-        assert len(statements.alone) == module.MAX_WAITING_FOR_LOCKS
+        await until(lambda: len(statements.told[-1]) == 100)
         assert isinstance(await statements.call(), int)
-        statements.lock.set()
-        assert await asyncio.gather(*stuck) == [99] * 10
+        statements.locked = set()
+        assert await asyncio.gather(*stuck) == [99] * 100
 
     async def test_nothing_is_kept_when_all_is_done(self, statements: Statements) -> None:
         statements.gate.set()
-        statements.lock.set()
         ids = [uuid4() for _ in range(10)]
         statements.locked = set(ids[:5])
-        await asyncio.gather(*(statements.call(saga_id) for saga_id in ids * 3))
+        calls = [statements.call(saga_id) for saga_id in ids * 3]
         await settle()
-        queue = statements.group._queue  # noqa: SLF001 - there is no other way to see a leak
-        assert queue is not None
-        kept = queue._first, queue._ready, queue._flushers, queue._in_flight, queue._tasks  # noqa: SLF001 - see above
-        assert not any(kept)
+        statements.locked = set()
+        await asyncio.gather(*calls)
+        await settle()
+        [queue] = statements.group._queues.values()  # noqa: SLF001 - there is no other way to see a leak
+        names = ("_first", "_ready", "_locked", "_flushers", "_in_flight", "_tasks")
+        assert not any(getattr(queue, name) for name in names)
+        assert queue.is_idle()
 
 
 class TestHeldConnection:
@@ -702,7 +717,8 @@ class TestOnPostgreSQL:
             joined = SqlAlchemySagaStorage(session)
             await joined.create_saga(second, "order", {})
             batch = [Write(first, name="order", context="{}"), Write(second, name="order", context="{}")]
-            crosswise = asyncio.create_task(storage._writer.explain(batch, waits=True))  # noqa: SLF001 - a batch that waits
+            writer = Writer(Executor(EngineBind(engine, None).target(writes=True), 5), resolves=True)
+            crosswise = asyncio.create_task(writer.explain(batch, waits=True))
             await until_blocked(database)
             [refusal] = await asyncio.gather(joined.create_saga(first, "order", {}), return_exceptions=True)
             if refusal is None:

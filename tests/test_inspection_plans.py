@@ -139,7 +139,7 @@ async def test_views_read_little(full: Database, name: str) -> None:
     view, most_pages = VIEWS[name]
     with psycopg.connect(full.url(), cursor_factory=psycopg.ClientCursor) as connection:
         for statement, parameters in await sent(full, view):
-            query = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) {statement.named}".encode()
+            query = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) {statement.spelled(None).named}".encode()
             lines = [line for (line,) in connection.execute(query, parameters)]
             plan = "\n".join(lines)
             assert "Seq Scan on saga_" not in plan, plan

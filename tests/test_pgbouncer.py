@@ -32,7 +32,7 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.testing import CheckpointUnit, TransactionContract, Transactions
 from saga_store.testing.postgres import PostgresServer
 from tests import test_contract
-from tests.connections import engine_on, until_blocked
+from tests.connections import engine_on, lock_table, until_blocked
 from tests.databases import Database, Databases
 from tests.pgbouncer import ENGINE_OPTIONS, SETTINGS, pgbouncer
 from tests.test_contract import DRIVERS, JOINING_BINDS, OWNING_BINDS, transaction_of, unit_of
@@ -153,13 +153,13 @@ class TestStress:
     async def test_cancelled_callers_give_the_connections_back(
         self, driver: str, direct: Database, narrow: Database
     ) -> None:
-        """Callers that are cancelled while they wait for a locked row leave both connections in working order."""
+        """Callers that are cancelled while their statement waits leave both connections in working order."""
         async with engine_on(narrow.url(driver), **ENGINE_OPTIONS[driver]) as engine:
             storage = SqlAlchemySagaStorage(engine, group_commit=False)
             saga_id = uuid4()
             await storage.create_saga(saga_id, "order", {})
             async with AsyncSession(engine) as session:
-                await SqlAlchemySagaStorage(session).update_status(saga_id, SagaStatus.RUNNING)
+                await lock_table(session)
                 for _ in range(3):
                     writer = asyncio.create_task(storage.update_status(saga_id, SagaStatus.FAILED))
                     await until_blocked(direct)

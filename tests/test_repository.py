@@ -38,7 +38,7 @@ from saga_store.sqlalchemy.tables import REVISION
 from saga_store.sqlalchemy.write_parameters import by_kind, of_kinds, of_one
 from saga_store.sqlalchemy.write_sql import explain, write_many, write_one
 from saga_store.write import Lease, Write
-from tests.connections import engine_on, until_blocked
+from tests.connections import engine_on, lock_table, until_blocked
 from tests.databases import Database
 from tests.proxy import Cut, Proxy
 from tests.scene import NEVER
@@ -139,7 +139,7 @@ class TestPlan:
         arguments = ", ".join(["NULL"] * len(statement.names))
         with psycopg.connect(database.url()) as connection:
             connection.execute("SET plan_cache_mode = force_generic_plan")
-            connection.execute(f"PREPARE save AS {statement.numbered}".encode())
+            connection.execute(f"PREPARE save AS {statement.spelled(None).numbered}".encode())
             rows = connection.execute(f"EXPLAIN EXECUTE save ({arguments})".encode()).fetchall()
         plan = "\n".join(line for (line,) in rows)
 
@@ -172,12 +172,10 @@ class TestPlan:
             "now() - interval '1 day' FROM generate_series(1, 50000) AS n"
         )
         admin.execute("ANALYZE saga_executions")
-        values = {"owner": "'w'", "lease": "'1 min'", "stale_after": "'1 min'", "name": "NULL"}
-        numbers = {"limit": "100", "max_attempts": "5", "backoff": "10", "max_backoff": "3600"}
-        query = str(CLAIM.text)
-        for parameter, value in sorted((values | numbers).items(), reverse=True):
-            query = query.replace(f":{parameter}", value)
-        plan = "\n".join(line for (line,) in admin.execute(f"EXPLAIN ANALYZE {query}".encode()).fetchall())
+        values = {"owner": "w", "lease": 60.0, "stale_after": 60.0, "name": None}
+        numbers = {"limit": 100, "max_attempts": 5, "backoff": 10.0, "max_backoff": 3600.0}
+        query = f"EXPLAIN ANALYZE {CLAIM.spelled(None).named}".encode()
+        plan = "\n".join(line for (line,) in admin.execute(query, values | numbers).fetchall())
 
         assert "ix_saga_executions_recovery" in plan
         assert "pk_saga_executions" in plan
@@ -187,7 +185,7 @@ class TestPlan:
     def test_a_claim_planned_on_an_empty_table_scans_no_table_either(self, admin: psycopg.Connection) -> None:
         """The plan that a driver keeps from the first claim, on an empty table, serves later ones too."""
         admin.execute("SET plan_cache_mode = force_generic_plan")
-        admin.execute(f"PREPARE claim AS {CLAIM.numbered}".encode())
+        admin.execute(f"PREPARE claim AS {CLAIM.spelled(None).numbered}".encode())
         arguments = ", ".join(["NULL"] * len(CLAIM.names))
         rows = admin.execute(f"EXPLAIN EXECUTE claim ({arguments})".encode()).fetchall()
         plan = "\n".join(line for (line,) in rows)
@@ -341,7 +339,7 @@ class TestUnavailable:
         await engine.dispose()
         async with AsyncSession(engine) as holder:
             await SqlAlchemySagaStorage(holder).update_context(saga_id, {"n": 1})
-            with pytest.raises(StorageUnavailableError, match="lock timeout") as info:
+            with pytest.raises(StorageUnavailableError, match=r"lock_timeout of 0\.01 s") as info:
                 await storage.save(Checkpoint(saga_id, context={"n": 2}, steps=[STARTED]))
         assert info.value.sqlstate == "55P03"
         assert (await storage.get_saga(saga_id)).version == 1
@@ -462,7 +460,7 @@ class TestLostConnection:
         saga_id = uuid4()
         await storage.create_saga(saga_id, "order", {})
         async with AsyncSession(engine) as holder:
-            await SqlAlchemySagaStorage(holder).update_context(saga_id, {"n": 1})
+            await lock_table(holder)
             write = asyncio.create_task(storage.update_context(saga_id, {"n": 2}))
             await until_blocked(database)
             admin.execute(
@@ -483,7 +481,7 @@ class TestCancelledCaller:
         saga_id = uuid4()
         await storage.create_saga(saga_id, "order", {})
         async with AsyncSession(engine) as holder:
-            await SqlAlchemySagaStorage(holder).update_context(saga_id, {"n": 1})
+            await lock_table(holder)
             write = asyncio.create_task(storage.update_context(saga_id, {"n": 2}))
             await until_blocked(database)
             write.cancel()

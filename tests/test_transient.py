@@ -36,7 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from saga_store import InvalidSagaDataError, SagaStatus, StorageUnavailableError
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.testing.postgres.cluster import embedded
-from tests.connections import engine_on, until_blocked
+from tests.connections import engine_on, lock_table, until_blocked
 from tests.databases import ALEMBIC_INI, Database
 from tests.proxy import Cut, Proxy
 from tests.scene import BRIEFLY, NEVER, PATIENT, Scene, until
@@ -247,6 +247,7 @@ class TestRolledBack:
         for retry_for in (NEVER, PATIENT):
             storage = SqlAlchemySagaStorage(engine, group_commit=False, retry_for=retry_for)
             async with AsyncSession(engine) as holder:
+                await lock_table(holder)
                 await SqlAlchemySagaStorage(holder).update_context(saga_id, {"n": 1})
                 write = asyncio.ensure_future(storage.update_context(saga_id, {"n": 2}))
                 await until_blocked(database)

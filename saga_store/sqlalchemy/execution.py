@@ -3,14 +3,15 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TypeVar, cast
+from typing import TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from saga_store.errors import (
     InvalidSagaDataError,
@@ -19,26 +20,34 @@ from saga_store.errors import (
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.sqlalchemy.binds import Bind
-from saga_store.sqlalchemy.failures import READ_ONLY, cannot_connect_now, is_lost, reason, sqlstate
-from saga_store.sqlalchemy.pooled import Attempt
+from saga_store.sqlalchemy.binds import Target, Transaction
+from saga_store.sqlalchemy.failures import (
+    FEATURE_NOT_SUPPORTED,
+    READ_ONLY,
+    cannot_connect_now,
+    is_drivers,
+    is_lost,
+    is_unsendable,
+    reason,
+    sqlstate,
+)
+from saga_store.sqlalchemy.pooled import Attempt, execute_on_pool
 from saga_store.sqlalchemy.read_sql import REVISION
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.tables import REVISION as NEEDED_REVISION
-from saga_store.sqlalchemy.wire import Parameters, Rows
+from saga_store.sqlalchemy.wire import Parameters, Rows, read_text
+
+_T = TypeVar("_T")
 
 # PostgreSQL's codes: a table, column or schema isn't there.
 _SCHEMA_CODES = {"42P01", "42703", "3F000"}
-_DATA_CLASS = "22"
+_PERMISSION_DENIED = "42501"
 # The statement was rolled back, and may well succeed next time: a serialization failure, a deadlock, and a standby,
 # which may be about to become the primary, or whose name to mean another server.
 _PASSING = {"40001", "40P01", READ_ONLY}
 _REVISION_TIMEOUT_SECONDS = 5
 _FIRST_PAUSE_SECONDS = 0.01
 _LONGEST_PAUSE_SECONDS = 0.5
-_PERMISSION_DENIED = "42501"
-
-_T = TypeVar("_T")
 
 
 class Retry(Enum):
@@ -48,8 +57,10 @@ class Retry(Enum):
     """Nothing was written, and the next attempt may fare better."""
     IF_RECOGNISED = auto()
     """It may have been executed, or be executed yet: only what the row recognises when it comes twice."""
+    ONCE = auto()
+    """Nothing was written, and another connection may fare better."""
     NEVER = auto()
-    """No attempt would fare better; or it was in somebody else's transaction, which is gone."""
+    """No attempt would fare better; or it was in the caller's transaction, which is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +71,23 @@ class Failure:
     retry: Retry
 
 
+def pauses() -> Iterator[float]:
+    """Yield growing pauses in seconds, drawn at random, or those who failed together would come back together."""
+    longest = _FIRST_PAUSE_SECONDS
+    while True:
+        yield random.uniform(0, longest)  # noqa: S311 - jitter, not a secret
+        longest = min(2 * longest, _LONGEST_PAUSE_SECONDS)
+
+
 class Retries:
     """The pauses of one call; its time begins when something fails for the first time."""
 
-    __slots__ = ("_deadline", "_pause", "_seconds")
+    __slots__ = ("_deadline", "_pauses", "_seconds")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._deadline: float | None = None
-        self._pause = _FIRST_PAUSE_SECONDS
+        self._pauses = pauses()
 
     async def pause(self) -> bool:
         """Wait a little before the next attempt; False, at once, if there is no time for one."""
@@ -78,24 +97,27 @@ class Retries:
         left = self._deadline - now
         if left <= 0:
             return False
-        # Random, lest those who failed together come back together.
-        await asyncio.sleep(min(random.uniform(0, self._pause), left))  # noqa: S311 - jitter, not a secret
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        await asyncio.sleep(min(next(self._pauses), left))
         return True
 
 
 class Executor:
-    """Runs statements on a bind; ``retry_for`` is how many seconds a call goes on trying after its first failure."""
+    """Runs statements at a target; ``retry_for`` is how many seconds a call goes on trying after its first failure."""
 
-    def __init__(self, bind: Bind, retry_for: float) -> None:
-        self._bind = bind
+    def __init__(self, target: Target, retry_for: float) -> None:
+        self._target = target
         self.retry_for = retry_for
+
+    @property
+    def joins(self) -> bool:
+        """Whether statements are part of a transaction of the caller's."""
+        return self._target.joins
 
     @asynccontextmanager
     async def holding(self) -> AsyncIterator["Executor"]:
         """Give an executor for statements that follow each other closely; it may keep its connection meanwhile."""
-        async with self._bind.holding() as bind:
-            yield Executor(bind, self.retry_for)
+        async with self._target.holding() as target:
+            yield Executor(target, self.retry_for)
 
     async def execute(
         self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
@@ -110,21 +132,21 @@ class Executor:
         self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
     ) -> Rows | Failure:
         """Try as long as that is safe and there is time."""
-        return await self._again(lambda attempt: self._bind.execute(statement, parameters, attempt), if_lost)
+        return await self._again(lambda attempt: self._target.execute(statement, parameters, attempt), if_lost)
 
     async def attempt(
         self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
     ) -> Rows | Failure:
-        return await _once(lambda attempt: self._bind.execute(statement, parameters, attempt), if_lost)
+        return await _once(lambda attempt: self._target.execute(statement, parameters, attempt), if_lost)
 
     async def transact(
-        self, work: Callable[[AsyncConnection, Attempt], Awaitable[_T]], *, if_lost: UnknownOutcomeError | None = None
+        self, work: Callable[[Transaction, Attempt], Awaitable[_T]], *, if_lost: UnknownOutcomeError | None = None
     ) -> _T:
         """Do something in one transaction, again as long as that is safe; ``work`` begins anew each time."""
 
         async def once(attempt: Attempt) -> _T:
-            async with self._bind.transaction(attempt) as connection:
-                return await work(connection, attempt)
+            async with self._target.transaction(attempt) as transaction:
+                return await work(transaction, attempt)
 
         answer = await self._again(once, if_lost)
         if isinstance(answer, Failure):
@@ -135,6 +157,8 @@ class Executor:
         self, call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None
     ) -> _T | Failure:
         answer = await _once(call, if_lost)
+        if isinstance(answer, Failure) and answer.retry is Retry.ONCE and self.retry_for:
+            answer = await _once(call, if_lost)
         if isinstance(answer, Failure):
             retries = Retries(self.retry_for)
             while isinstance(answer, Failure) and answer.retry is Retry.SAFE and await retries.pause():
@@ -158,13 +182,19 @@ async def _once(call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcom
 
 async def _failure(exc: Exception, attempt: Attempt, if_lost: UnknownOutcomeError | None) -> Failure:
     if not attempt.reached_connection:
-        error, may_pass = _no_connection(exc), cannot_connect_now(exc)
-    elif is_lost(exc):
+        return _may_pass(_no_connection(exc), attempt, may_pass=cannot_connect_now(exc))
+    if is_lost(exc):
         if if_lost and attempt.commits:
             return Failure(if_lost, Retry.NEVER if attempt.joins else Retry.IF_RECOGNISED)
-        error, may_pass = StorageUnavailableError(f"the connection was lost: {reason(exc)}", sqlstate(exc)), True
-    else:
-        error, may_pass = await _refusal(exc, attempt), sqlstate(exc) in _PASSING
+        lost = StorageUnavailableError(f"the connection was lost: {reason(exc)}", sqlstate(exc))
+        return _may_pass(lost, attempt, may_pass=True)
+    error = await _refusal(exc, attempt)
+    if sqlstate(exc) == FEATURE_NOT_SUPPORTED and not attempt.joins:
+        return Failure(error, Retry.ONCE)
+    return _may_pass(error, attempt, may_pass=sqlstate(exc) in _PASSING)
+
+
+def _may_pass(error: SagaStoreError, attempt: Attempt, *, may_pass: bool) -> Failure:
     return Failure(error, Retry.SAFE if may_pass and not attempt.joins else Retry.NEVER)
 
 
@@ -175,16 +205,22 @@ def _no_connection(exc: Exception) -> SagaStoreError:
             f"no connection of the engine's pool became free in time: {reason(exc)}; give the engine a larger "
             "pool_size or a longer pool_timeout, and see to it that connections are given back"
         )
+    if not isinstance(exc, SQLAlchemyError | OSError) and not is_drivers(exc):
+        return StorageUnavailableError(
+            f"couldn't get a connection: {type(exc).__name__}: {reason(exc)}; no driver raised this, so look at "
+            "what the engine and its pool call, such as event listeners: where callers share a statement they see no "
+            "caller's context, unless the storage is told by group_by= which callers may share one"
+        )
     return StorageUnavailableError(f"couldn't get a connection: {reason(exc)}", sqlstate(exc))
 
 
 async def _refusal(exc: Exception, attempt: Attempt) -> SagaStoreError:
-    """Return what it means that the server answered by an error: nothing was written."""
+    """Return what it means that the server, or the driver before it, refused a statement: nothing was written."""
     code = sqlstate(exc)
     if code in _SCHEMA_CODES and attempt.engine is not None:
-        return SchemaError(await _read_revision(attempt.engine), NEEDED_REVISION)
-    if code is not None and code.startswith(_DATA_CLASS):
-        return InvalidSagaDataError("the input", f"was refused by PostgreSQL: {reason(exc)}")
+        return SchemaError(await _read_revision(attempt.engine, attempt.schema), NEEDED_REVISION, schema=attempt.schema)
+    if is_unsendable(exc):
+        return InvalidSagaDataError("the input", f"can't be stored: {reason(exc)}")
     if code == _PERMISSION_DENIED:
         return StorageUnavailableError(
             f"{reason(exc)}: the connection's role lacks a privilege; who only reads needs GRANT USAGE ON SCHEMA and "
@@ -200,10 +236,11 @@ async def _refusal(exc: Exception, attempt: Attempt) -> SagaStoreError:
     return StorageUnavailableError(reason(exc), code)
 
 
-async def _read_revision(engine: AsyncEngine) -> str | None:
+async def _read_revision(engine: AsyncEngine, schema: str | None) -> str | None:
     """Read the recorded revision over another connection: the failed one may be in an aborted transaction."""
     try:
-        async with asyncio.timeout(_REVISION_TIMEOUT_SECONDS), engine.connect() as connection:
-            return cast("str | None", (await connection.execute(REVISION.text)).scalar_one_or_none())
+        async with asyncio.timeout(_REVISION_TIMEOUT_SECONDS):
+            rows = await execute_on_pool(engine.sync_engine, REVISION.spelled(schema), {}, Attempt(), neutral=False)
+        return read_text(rows[0][0]) if rows else None
     except Exception:  # noqa: BLE001 - there is a worse error to report, and this one is told as "none found"
         return None

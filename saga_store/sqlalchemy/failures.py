@@ -5,6 +5,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from saga_store.sqlalchemy.pooler import ADVICE
 
 READ_ONLY = "25006"
+LOCK_NOT_AVAILABLE = "55P03"
+CANCELED = "57014"
+# Among others: the plan of a prepared statement doesn't fit any more, since a migration has changed a column.
+FEATURE_NOT_SUPPORTED = "0A000"
+DATA_CLASS = "22"
 
 # The server ended the connection; whether it had committed by then can't be told. A FATAL error that comes in place
 # of an answer nearly always means that it hadn't, for interrupts are held while it commits; but between the commit
@@ -21,6 +26,8 @@ _CONNECTION_CLASS = "08"
 _TOO_MANY_CONNECTIONS = "53300"
 # A prepared statement that isn't there, or a name for one that is taken: the server's connection isn't ours alone.
 POOLED_CODES = {"26000", "42P05"}
+# What a driver raises, with no code, about a value that it can't send.
+_UNSENDABLE = (TypeError, ValueError, ArithmeticError)
 
 
 def sqlstate(exc: BaseException) -> str | None:
@@ -30,14 +37,32 @@ def sqlstate(exc: BaseException) -> str | None:
 
 
 def is_lost(exc: BaseException) -> bool:
-    """Whether the connection died, so that the server's verdict on the statement is unknown."""
+    """Whether the server's verdict on a statement is unknown, mostly since the connection died."""
     if isinstance(exc, DBAPIError) and exc.connection_invalidated:
         return True
     code = sqlstate(exc)
     if code is None:
         # SQLAlchemy's own errors are raised before anything is sent.
-        return isinstance(exc, DBAPIError) or not isinstance(exc, SQLAlchemyError)
+        return not is_unsendable(exc) and (isinstance(exc, DBAPIError) or not isinstance(exc, SQLAlchemyError))
     return code in _DISCONNECT_CODES or code.startswith(_CONNECTION_CLASS)
+
+
+def is_unsendable(exc: BaseException) -> bool:
+    """Whether a value can't be sent, as a text that the client encoding can't hold: then nothing was."""
+    code = sqlstate(exc)
+    return code.startswith(DATA_CLASS) if code else isinstance(exc, _UNSENDABLE)
+
+
+def ails_connection(exc: BaseException) -> bool:
+    """Whether one connection is of no use after this error, and only that one."""
+    if not isinstance(exc, Exception):
+        return True  # cut short: nobody knows what it is at
+    return isinstance(exc, TimeoutError)  # asyncpg's command_timeout
+
+
+def ails_all_connections(exc: BaseException) -> bool:
+    """Whether all of a pool's connections lead to a server that went away or was demoted, or keep old plans."""
+    return is_lost(exc) or sqlstate(exc) in {READ_ONLY, FEATURE_NOT_SUPPORTED}
 
 
 def cannot_connect_now(exc: BaseException) -> bool:
@@ -46,8 +71,14 @@ def cannot_connect_now(exc: BaseException) -> bool:
     if code is None:
         # An argument that the driver doesn't understand, or a certificate that it doesn't trust.
         is_setting = isinstance(exc, TypeError | ValueError) or isinstance(exc.__cause__, TypeError | ValueError)
-        return not is_setting and (isinstance(exc, DBAPIError) or not isinstance(exc, SQLAlchemyError))
+        return not is_setting and (isinstance(exc, DBAPIError | OSError) or is_drivers(exc))
     return code in _DISCONNECT_CODES or code.startswith(_CONNECTION_CLASS) or code == _TOO_MANY_CONNECTIONS
+
+
+def is_drivers(exc: BaseException) -> bool:
+    """Whether a driver says it, and not, for instance, a listener that the application has hung on the pool."""
+    # SQLAlchemy gives asyncpg's errors classes of its own.
+    return any(kind.__module__.startswith(("asyncpg", "psycopg", "sqlalchemy.dialects")) for kind in type(exc).__mro__)
 
 
 def reason(exc: BaseException) -> str:

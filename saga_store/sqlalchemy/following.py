@@ -26,8 +26,8 @@ async def take_part(bind: JoinedBind, home: str | None) -> Part:
         home: The database that the run's own storage is on, if that is known.
     """
     try:
-        connection = await bind.connect()
-        commits_itself = await in_autocommit(connection)
+        async with bind.connected() as connection:
+            commits_itself = await in_autocommit(connection)
     except (SQLAlchemyError, OSError) as exc:
         raise StorageUnavailableError(f"couldn't get a connection: {reason(exc)}", sqlstate(exc)) from exc
     if commits_itself:

@@ -2,11 +2,12 @@
 
 A caller who finds no flush under way flushes at once, alone; nothing waits for a timer. What is queued:
 
+- only with what goes to the same place, by the same key: what belongs to one caller is decided in that caller's task;
 - at most one write per saga in a batch, so each saga's writes take effect in the order of the calls;
 - batches bounded by rows and bytes;
-- a row that somebody else has locked, or is creating, is left out of the batch and waited for apart, so that
-  one forgotten transaction in a psql session stalls its own saga and no other;
-- a batch that fails for one write's sake is split until only that write fails;
+- a row that another transaction has locked, or is creating, is left out of the batch and tried again now and then,
+  so that a forgotten transaction in a psql session stalls its own sagas and no other, on any pool;
+- a batch that fails by what may be one write's fault is split until only that write fails;
 - a caller that is cancelled while its write is queued takes it back; while it is in flight, the batch goes
   on and the answer is dropped.
 
@@ -14,15 +15,19 @@ Batches are flushed by a task that ends when nobody is left, so there is nothing
 """
 
 import asyncio
+import contextlib
 import copy
 import threading
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import Context, copy_context
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError, UnknownOutcomeError
+from saga_store.sqlalchemy.execution import pauses
+from saga_store.sqlalchemy.failures import LOCK_NOT_AVAILABLE
 from saga_store.write import Outcome, Write
 
 # A batch is closed by the write that reaches either; the bytes are those of contexts and details.
@@ -32,12 +37,48 @@ MAX_BATCH_BYTES = 4 * 1024 * 1024
 MAX_FLUSHES = 2
 # Statements have a price of their own, so a second one isn't worth its while for fewer.
 LEAST_SHARED = 8
-# Each waits on a connection of its own, so they mustn't use up a pool.
-MAX_WAITING_FOR_LOCKS = 4
+# Queues are kept for their keys to come back, until there are many.
+_MOST_IDLE_QUEUES = 64
+_GONE = object()
 
-_LOCK_NOT_AVAILABLE = "55P03"
-# SQLSTATE classes of which no single write is guilty: smaller batches would fail alike.
-_NOBODYS_FAULT = ("08", "25", "26", "28", "3D", "3F", "40", "42", "53", "57P", "58")
+# What may be the fault of a single write, so that a batch that fails by it is tried again in halves: data that can't be
+# stored, constraints, row-level security and triggers of the application's, what is too big for an index. Whatever else
+# goes wrong, such as a timeout, would go wrong for smaller batches alike, and everybody is told at once.
+_ONE_WRITES_FAULT = (
+    "22",  # data exception
+    "23",  # integrity constraint violation
+    "27",  # triggered data change violation
+    "42501",  # insufficient privilege: also a row that a policy refuses
+    "44",  # WITH CHECK OPTION violation
+    "54",  # program limit exceeded
+    "P0",  # raised by a function
+)
+# By the SQL standard, classes that begin with one of these are nobody's but the implementation's; PostgreSQL has a few,
+# the others are for an application to raise.
+_APPLICATIONS_CLASSES = "56789IJKLMNOPQRSTUVWXYZ"
+_POSTGRESQLS_CLASSES = ("53", "55", "57", "58", "72", "XX")
+
+
+class Target(Protocol):
+    """Where a write goes."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for those whose writes may share a statement."""
+
+    def neutral(self) -> Self:
+        """Return the same for a statement of several callers, which sees the context of none."""
+
+
+T = TypeVar("T", bound=Target)
+
+
+class Patience(Protocol):
+    """How long may be waited for a lock."""
+
+    def is_over(self) -> bool: ...
+
+    def error(self) -> StorageUnavailableError: ...
 
 
 class Writer(Protocol):
@@ -46,14 +87,15 @@ class Writer(Protocol):
     async def write_now(self, writes: Sequence[Write], /) -> Sequence[Outcome | None]:
         """Answer None for a write that wasn't applied, for whatever reason.
 
-        Nobody is waited for: it fails with SQLSTATE 55P03 if somebody is creating a saga that one of them creates.
+        Nobody is waited for: it fails with SQLSTATE 55P03 if another transaction is creating a saga that one of them
+        creates.
         """
 
     async def explain(self, writes: Sequence[Write], /) -> Sequence[Outcome | None]:
-        """Likewise, but answer None only for a write whose row somebody has locked."""
+        """Likewise, but answer None only for a write whose row is locked."""
 
-    async def write(self, write: Write, /) -> Outcome:
-        """Wait for the row if it is locked."""
+    async def patience(self) -> Patience:
+        """Return how long may be waited for a lock, from now on."""
 
     def holding(self) -> AbstractAsyncContextManager["Writer"]:
         """Return the same for calls that follow each other closely; it may keep its connection meanwhile."""
@@ -66,57 +108,96 @@ class _Entry:
     write: Write
     answer: asyncio.Future[Outcome]
     next: "deque[_Entry] | None" = None
+    has_waited: bool = False
+    patience: Patience | None = None
 
 
-class GroupCommit:
-    """Gathers writes into batches.
+class GroupCommit(Generic[T]):
+    """Gathers writes into batches, each of writes that go to the same place.
 
     It belongs to the event loop that uses it first, until that loop is closed, as SQLAlchemy's engines do.
 
     Args:
-        writer: What it hands the writes to.
+        make_writer: Returns what writes at a target.
+        group_by: Tells further what may share a batch; called in the caller's context.
     """
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        self._queue: _Queue | None = None
+    def __init__(self, make_writer: Callable[[T], Writer], group_by: Callable[[], Hashable] | None = None) -> None:
+        self._make_writer = make_writer
+        self._group_by = group_by
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._queues: dict[Hashable, _Queue] = {}
         self._changing_loops = threading.Lock()
 
-    def write(self, write: Write) -> Awaitable[Outcome]:
+    def write(self, write: Write, target: T) -> Awaitable[Outcome]:
+        """Queue a write; whose it is, and where it goes, is decided here and now, in its caller's context."""
         loop = asyncio.get_running_loop()
-        queue = self._queue
-        if queue is None or queue.loop is not loop:
-            queue = self._change_loop(loop)
+        if self._loop is not loop:
+            self._change_loop(loop)
+        key: Hashable = target.key
+        if self._group_by is not None:
+            key = (key, self._group_by())
+        try:
+            queue = self._queues.get(key)
+        except TypeError as exc:
+            raise TypeError(f"group_by has to return what can be the key of a dict: {exc}") from exc
+        if queue is None:
+            queue = self._add_queue(key, loop, target)
         return queue.write(write)
 
-    def _change_loop(self, loop: asyncio.AbstractEventLoop) -> "_Queue":
+    def _add_queue(self, key: Hashable, loop: asyncio.AbstractEventLoop, target: T) -> "_Queue":
+        if len(self._queues) >= _MOST_IDLE_QUEUES:
+            self._queues = {key: queue for key, queue in self._queues.items() if not queue.is_idle()}
+        if self._group_by is None:
+            # Whoever happens to flush isn't to lend the others their context.
+            queue = _Queue(loop, self._make_writer(target.neutral()), Context)
+        else:
+            queue = _Queue(loop, self._make_writer(target), copy_context)
+        self._queues[key] = queue
+        return queue
+
+    def _change_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._changing_loops:
-            if self._queue is not None and not self._queue.loop.is_closed():
+            if self._loop is not None and not self._loop.is_closed():
                 raise StorageUnavailableError(
                     "this storage is in use in another event loop, and an engine can't be shared between loops; "
                     "make an engine and a storage for each"
                 )
-            self._queue = _Queue(loop, self._writer)
-            return self._queue
+            self._loop, self._queues = loop, {}
 
 
 class _Queue:
-    def __init__(self, loop: asyncio.AbstractEventLoop, writer: Writer) -> None:
-        self.loop = loop
+    """The writes to one place.
+
+    Args:
+        loop: Where its tasks run.
+        writer: Writes there.
+        make_context: Returns the context of a task; called in that of whoever gives rise to it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, writer: Writer, make_context: Callable[[], Context]) -> None:
+        self._loop = loop
         self._writer = writer
+        self._make_context = make_context
         # The first write of each saga that has any: in flight, or ready to be. Sagas go by the integers of their ids,
         # which are hashed several times faster than the ids.
         self._first: dict[int, _Entry] = {}
         self._ready: deque[_Entry] = deque()
-        # Those who take batches, and all tasks, lest nobody refers to one that is under way.
-        self._flushers: set[asyncio.Task[None] | None] = set()
+        # What another transaction has locked: tried again now and then.
+        self._locked: dict[_Entry, None] = {}
+        self._sleep: asyncio.Future[bool] | None = None
+        self._tries_locked = False
+        # Those who take batches; and all tasks, since the event loop itself keeps none alive.
+        self._flushers = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._flushes_alone = False
-        self._lock_waiter_slots = asyncio.Semaphore(MAX_WAITING_FOR_LOCKS)
+
+    def is_idle(self) -> bool:
+        return not (self._first or self._tasks or self._flushes_alone)
 
     def write(self, write: Write) -> Awaitable[Outcome]:
-        entry = _Entry(write, self.loop.create_future())
+        entry = _Entry(write, self._loop.create_future())
         first = self._first.setdefault(write.saga_id.int, entry)
         if first is not entry:
             if first.next is None:
@@ -140,7 +221,7 @@ class _Queue:
                 [outcome] = await self._writer.explain((entry.write,))
             is_locked = outcome is None
         except StorageUnavailableError as exc:
-            is_locked = exc.sqlstate == _LOCK_NOT_AVAILABLE
+            is_locked = exc.sqlstate == LOCK_NOT_AVAILABLE
             if not is_locked:
                 raise
         finally:
@@ -157,17 +238,22 @@ class _Queue:
         if self._flushes_alone or not self._ready:
             return
         if not self._flushers or (
-            len(self._flushers) < MAX_FLUSHES and len(self._ready) >= max(LEAST_SHARED, self._in_flight // 2)
+            self._flushers < MAX_FLUSHES and len(self._ready) >= max(LEAST_SHARED, self._in_flight // 2)
         ):
-            flusher = self.loop.create_task(self._flush_all())
-            self._flushers.add(flusher)
-            self._tasks.add(flusher)
-            flusher.add_done_callback(self._tasks.discard)
+            self._flushers += 1
+            self._start(self._flush_all())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        # Not by the loop's own factory: that of an application may begin it at once, in this very call, or not know
+        # of contexts.
+        task = asyncio.Task(work, loop=self._loop, context=self._make_context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _flush_all(self) -> None:
         async with self._writer.holding() as writer:
             try:
-                while batch := self._take_batch():
+                while batch := self._take_batch(self._ready, self._share()):
                     self._in_flight += len(batch)
                     self._flush_what_is_ready()
                     try:
@@ -177,34 +263,32 @@ class _Queue:
                     # Those who have just been answered may have more to write: let them join the next batch.
                     await asyncio.sleep(0)
             except BaseException:
-                # The loop is shutting down, and nobody would ever answer those who wait.
-                for first in self._first.values():
-                    for entry in (first, *(first.next or ())):
-                        entry.answer.cancel()
-                self._first.clear()
-                self._ready.clear()
+                self._abandon()
                 raise
             finally:
                 # It takes nothing more, while it may yet take a moment to give its connection back.
-                self._flushers.discard(asyncio.current_task())
+                self._flushers -= 1
 
-    def _take_batch(self) -> list[_Entry]:
-        batch: list[_Entry] = []
-        rows = size = 0
+    def _share(self) -> int:
         share = len(self._ready)
         if share + self._in_flight >= 2 * LEAST_SHARED:
             # As many for the other flush, so that they alternate: one that had most of them would keep the client idle.
             share = (share + self._in_flight + 1) // 2
-        while self._ready and rows < MAX_BATCH_ROWS and len(batch) < share:
-            entry = self._ready[0]
+        return share
+
+    def _take_batch(self, entries: deque[_Entry], most: int) -> list[_Entry]:
+        batch: list[_Entry] = []
+        rows = size = 0
+        while entries and rows < MAX_BATCH_ROWS and len(batch) < most:
+            entry = entries[0]
             if entry.answer.done():  # its caller took it back
-                self._ready.popleft()
+                entries.popleft()
                 self._finish(entry)
                 continue
             size += _size(entry.write)
             if batch and size > MAX_BATCH_BYTES:
                 break
-            self._ready.popleft()
+            entries.popleft()
             rows += 1 + len(entry.write.steps)
             batch.append(entry)
         return batch
@@ -244,7 +328,7 @@ class _Queue:
 
     async def _flush_parts(self, batch: list[_Entry], writer: Writer, exc: Exception, *, explains: bool) -> None:
         """Go on after a failure: with those who aren't its reason, if there are any."""
-        if isinstance(exc, StorageUnavailableError) and exc.sqlstate == _LOCK_NOT_AVAILABLE:
+        if isinstance(exc, StorageUnavailableError) and exc.sqlstate == LOCK_NOT_AVAILABLE:
             parts = [self._without_creations(batch)]
         elif len(batch) > 1 and _is_one_writes_fault(exc):
             middle = len(batch) // 2
@@ -269,26 +353,79 @@ class _Queue:
         return [] if all_alike else others
 
     def _wait_for_lock(self, entry: _Entry) -> None:
-        waiter = self.loop.create_task(self._save_when_unlocked(entry))
-        self._tasks.add(waiter)
-        # Nobody else is in this statement, so a caller that gives up can take it along.
-        entry.answer.add_done_callback(lambda answer: waiter.cancel() if answer.cancelled() else None)
-        # Not in the task itself: one that is cancelled before it starts never runs a line.
-        waiter.add_done_callback(lambda waiter: self._stop_waiting(waiter, entry))
+        """Put a write aside whose row another transaction has locked, or whose saga one is creating."""
+        if entry.patience and entry.patience.is_over():
+            _answer(entry, entry.patience.error())
+        if entry.answer.done():
+            self._finish(entry)
+            return
+        self._locked[entry] = None
+        if not entry.has_waited:
+            entry.has_waited = True
+            entry.answer.add_done_callback(lambda _: self._give_up(entry))
+            if self._sleep and not self._sleep.done():
+                self._sleep.set_result(True)  # most locks are short
+        if not self._tries_locked:
+            self._tries_locked = True
+            self._start(self._try_locked())
 
-    async def _save_when_unlocked(self, entry: _Entry) -> None:
+    def _give_up(self, entry: _Entry) -> None:
+        if self._locked.pop(entry, _GONE) is not _GONE:
+            self._finish(entry)
+            self._flush_what_is_ready()
+
+    async def _try_locked(self) -> None:
+        """Try what was put aside, all of it at once, until nothing is left; no connection is held in between."""
+        lock_pauses = pauses()
         try:
-            async with self._lock_waiter_slots:
-                outcome = await self._writer.write(entry.write)
-            _answer(entry, outcome)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the one who waits has to hear of it
-            _fail(entry, exc)
+            while self._locked:
+                if await self._is_woken_within(next(lock_pauses)):
+                    lock_pauses = pauses()
+                entries = deque(self._locked)
+                self._locked.clear()
+                await self._lend_patience([entry for entry in entries if entry.patience is None])
+                # A statement that creates a saga fails as a whole if another transaction is creating that.
+                for entry in [entry for entry in entries if entry.write.creates]:
+                    entries.remove(entry)
+                    await self._flush([entry], self._writer, explains=True)
+                while entries:
+                    await self._flush(self._take_batch(entries, len(entries)), self._writer, explains=True)
+        except BaseException:
+            self._abandon()
+            raise
+        finally:
+            self._tries_locked = False
 
-    def _stop_waiting(self, waiter: asyncio.Task[None], entry: _Entry) -> None:
-        self._tasks.discard(waiter)
-        entry.answer.cancel()
-        self._finish(entry)
-        self._flush_what_is_ready()
+    async def _lend_patience(self, entries: list[_Entry]) -> None:
+        """Have no write wait for longer than the settings of its connection would let it."""
+        if entries:
+            with contextlib.suppress(SagaStoreError):  # whatever it is, the next statement says it, too
+                patience = await self._writer.patience()
+                for entry in entries:
+                    entry.patience = patience
+
+    async def _is_woken_within(self, seconds: float) -> bool:
+        """Sleep for so long, unless there is a newcomer."""
+        self._sleep = self._loop.create_future()
+        waking = self._loop.call_later(seconds, _wake, self._sleep)
+        try:
+            return await self._sleep
+        finally:
+            waking.cancel()
+
+    def _abandon(self) -> None:
+        """Answer all who wait, when the loop is shutting down and nobody else ever would."""
+        for first in self._first.values():
+            for entry in (first, *(first.next or ())):
+                entry.answer.cancel()
+        self._first.clear()
+        self._ready.clear()
+        self._locked.clear()
+
+
+def _wake(sleep: asyncio.Future[bool]) -> None:
+    if not sleep.done():
+        sleep.set_result(False)
 
 
 def _size(write: Write) -> int:
@@ -312,7 +449,10 @@ def _fail(entry: _Entry, exc: Exception) -> None:
 
 def _is_one_writes_fault(exc: Exception) -> bool:
     if isinstance(exc, StorageUnavailableError):
-        return exc.sqlstate is not None and not exc.sqlstate.startswith(_NOBODYS_FAULT)
+        code = exc.sqlstate or ""
+        return code.startswith(_ONE_WRITES_FAULT) or (
+            code[:1] in _APPLICATIONS_CLASSES and not code.startswith(_POSTGRESQLS_CLASSES) if code else False
+        )
     return isinstance(exc, InvalidSagaDataError)
 
 

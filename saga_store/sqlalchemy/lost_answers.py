@@ -19,7 +19,8 @@ from saga_store.errors import (
 )
 from saga_store.sqlalchemy.execution import Executor, Failure, Retries, Retry
 from saga_store.sqlalchemy.read_sql import RECENT_WRITES
-from saga_store.sqlalchemy.write_parameters import of_all
+from saga_store.sqlalchemy.wire import read_text
+from saga_store.sqlalchemy.write_parameters import ids_as_text, of_all
 from saga_store.sqlalchemy.write_sql import KEPT, explain
 from saga_store.write import Outcome, Write
 from saga_store.write_ids import RANDOM_BITS, VERSION_MASK, leads_to
@@ -51,12 +52,12 @@ async def resolve(executor: Executor, writes: Sequence[Write], lost: UnknownOutc
 
 async def judge(executor: Executor, write: Write) -> Outcome:
     """Return what it means that a write was refused, if it may have been sent before."""
-    rows = await executor.execute(RECENT_WRITES, {"saga_ids": [write.saga_id]})
+    rows = await executor.execute(RECENT_WRITES, {"saga_ids": ids_as_text([write.saga_id])})
     if not rows:
         return SagaNotFoundError(write.saga_id)
     [(_, version, recent)] = rows
     refused = _Sent(write, is_open=True)
-    _judge(refused, version, recent or ())
+    _judge(refused, version, read_ids(recent))
     return UnknownOutcomeError(write.saga_id) if refused.outcome is None else refused.outcome
 
 
@@ -85,14 +86,19 @@ async def _write_again(executor: Executor, sent: Sequence[_Sent]) -> None:
 
 async def _judge_refused(executor: Executor, refused: Sequence[_Sent]) -> None:
     """Tell those that are there already from those that never will be, by what the rows remember."""
-    saga_ids = [one.write.saga_id for one in refused]
+    saga_ids = ids_as_text([one.write.saga_id for one in refused])
     rows = await executor.attempt(RECENT_WRITES, {"saga_ids": saga_ids})
     if isinstance(rows, Failure):
         return
-    found = {saga_id.int: (version, recent or ()) for saga_id, version, recent in rows}
+    found = {saga_id.int: (version, read_ids(recent)) for saga_id, version, recent in rows}
     for one in refused:
         if one.write.saga_id.int in found:
             _judge(one, *found[one.write.saga_id.int])
+
+
+def read_ids(sent: bytes | None) -> list[int]:
+    """Read the text of an array of numbers."""
+    return [int(number) for number in read_text(sent).strip("{}").split(",") if number] if sent else []
 
 
 def _judge(refused: _Sent, version: int, recent: Sequence[int]) -> None:

@@ -3,26 +3,31 @@
 Both are used on the driver's level, in autocommit: what SQLAlchemy would add costs more than the driver.
 """
 
+import asyncio
 import select
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
-from saga_store.sqlalchemy.failures import READ_ONLY, is_lost, sqlstate
+from saga_store.sqlalchemy.failures import ails_all_connections, ails_connection
 from saga_store.sqlalchemy.pooler import approved, check_pooler
-from saga_store.sqlalchemy.statement import Statement
-from saga_store.sqlalchemy.wire import FETCH, Parameters, Rows
+from saga_store.sqlalchemy.statement import Spelling
+from saga_store.sqlalchemy.wire import Parameters, Rows, fetching
+
+T = TypeVar("T")
 
 # Where a connection's Liveness is kept: a place that lasts as long as the connection.
 _LIVENESS = "saga_store.liveness"
 # More than a pool holds: whoever talks as soon as it is connected is taken as it is.
 _MOST_STALE = 100
-# Then the pool sees it again, lest its own rules, such as when to replace it, be put off for ever.
+# Then the pool sees it again: its own rules, such as when to replace it, mustn't be put off for ever.
 _MOST_STATEMENTS_HELD = 100
 
 
@@ -31,22 +36,35 @@ class Attempt:
     """How far a statement got: what an error means depends on it."""
 
     engine: AsyncEngine | None = None
+    schema: str | None = None
     reached_connection: bool = False
     commits: bool = True
     joins: bool = False
 
 
-async def execute_on_pool(engine: Engine, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
-    """Run a statement on a connection that is taken for it, and given back."""
-    return await greenlet_spawn(_execute, engine, statement, parameters, attempt)
+async def execute_on_pool(
+    engine: Engine, spelling: Spelling, parameters: Parameters, attempt: Attempt, *, neutral: bool
+) -> Rows:
+    """Run a statement on a connection that is taken for it, and given back.
+
+    If ``neutral``, the pool's events see no caller's context.
+    """
+    return await _spawn(_execute, engine, spelling, parameters, attempt, neutral=neutral)
 
 
-def _execute(engine: Engine, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
+async def _spawn(work: Callable[..., T], *arguments: object, neutral: bool = False) -> T:
+    """Run in a greenlet of SQLAlchemy's, as its pools have to be."""
+    if neutral:
+        return await greenlet_spawn(Context().run, work, *arguments)
+    return await greenlet_spawn(work, *arguments)
+
+
+def _execute(engine: Engine, spelling: Spelling, parameters: Parameters, attempt: Attempt) -> Rows:
     taken = _Taken(engine)
     attempt.reached_connection = True
-    fetch = FETCH[engine.dialect.driver]
+    fetch = fetching(engine.dialect.driver)
     try:
-        rows: Rows = taken.run_async(lambda driver: fetch(driver, statement, parameters))
+        rows: Rows = taken.run_async(lambda driver: fetch(driver, spelling, parameters))
     except BaseException as exc:
         taken.give_back(exc)
         raise
@@ -60,20 +78,21 @@ class HeldConnection:
     Taking it and giving it back costs the client as much as the statement itself.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, neutral: bool) -> None:
         self._engine = engine
-        self._fetch = FETCH[engine.dialect.driver]
+        self._neutral = neutral
+        self._fetch = fetching(engine.dialect.driver)
         self._taken: _Taken | None = None
         self._statements = 0
 
-    async def execute(self, statement: Statement, parameters: Parameters, attempt: Attempt) -> Rows:
-        if self._taken is None or not self._taken.is_quiet():
+    async def execute(self, spelling: Spelling, parameters: Parameters, attempt: Attempt) -> Rows:
+        if self._taken is None or not self._taken.is_usable():
             await self.give_back()
-            self._taken = await greenlet_spawn(_Taken, self._engine)
+            self._taken = await _spawn(_Taken, self._engine, neutral=self._neutral)
             self._statements = 0
         attempt.reached_connection = True
         try:
-            rows = await self._fetch(self._taken.driver, statement, parameters)
+            rows = await self._fetch(self._taken.driver, spelling, parameters)
         except BaseException as exc:
             await self.give_back(exc)
             raise
@@ -85,14 +104,13 @@ class HeldConnection:
     async def give_back(self, exc: BaseException | None = None) -> None:
         taken, self._taken = self._taken, None
         if taken is not None:
-            await greenlet_spawn(taken.give_back, exc)
+            await _spawn(taken.give_back, exc, neutral=self._neutral)
 
 
 class _Taken:
     """A connection of the pool's, in autocommit until it is given back.
 
-    It is used on the driver's level: what SQLAlchemy would add costs more than the driver. To be made and given back
-    in a greenlet of SQLAlchemy's.
+    To be made and given back in a greenlet of SQLAlchemy's.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -111,18 +129,18 @@ class _Taken:
             self.give_back(exc)
             raise
 
-    def is_quiet(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether the server has neither said anything nor hung up since the last statement."""
         liveness: Liveness = self._pooled.info[_LIVENESS]
-        return liveness.is_quiet()
+        return liveness.is_usable()
 
     def give_back(self, exc: BaseException | None = None) -> None:
         """Return it to the pool; ``exc`` is what its last statement raised."""
         try:
-            if (exc is not None and not isinstance(exc, Exception)) or self._engine.pool is not self._pool:
-                # Nobody knows what it is at; or the engine was disposed of, and nobody would close it later.
+            if self._engine.pool is not self._pool or (exc is not None and ails_connection(exc)):
+                # The engine was disposed of, and nobody would close it later; or it is of no use any more.
                 self._pooled.invalidate(exc)
-            elif exc is not None and (is_lost(exc) or sqlstate(exc) == READ_ONLY):
+            elif exc is not None and ails_all_connections(exc):
                 # As SQLAlchemy does: the others are as old, and lead to the server that went away or was demoted.
                 self._pool._invalidate(self._pooled, exc)  # noqa: SLF001 - there is no public way to it
             else:
@@ -134,14 +152,15 @@ class _Taken:
 
 
 def _live_connection(engine: Engine) -> PoolProxiedConnection:
-    """Take a connection from the pool, after throwing away those that have died there."""
+    """Take a connection from the pool, after throwing away those that are of no use any more."""
     for _ in range(_MOST_STALE):
         pooled = engine.raw_connection()
         liveness = pooled.info.get(_LIVENESS)
         if liveness is None:
             liveness = pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
-        if liveness.is_quiet():
+        if liveness.is_usable():
             break
+        liveness.abandon()
         pooled.invalidate()
         pooled.close()
     else:
@@ -151,33 +170,45 @@ def _live_connection(engine: Engine) -> PoolProxiedConnection:
 
 
 def _has_others(pool: Pool) -> bool:
-    """Whether somebody else who wants a connection gets one without waiting."""
+    """Whether another caller who wants a connection gets one without waiting."""
     return isinstance(pool, QueuePool) and pool.checkedout() < pool.size()
+
+
+def is_closed(driver: Any) -> bool:  # noqa: ANN401 - asyncpg has no types
+    """Whether a driver's connection is closed, as far as the driver knows."""
+    return bool(driver.closed if hasattr(driver, "pgconn") else driver.is_closed())
 
 
 class Liveness:
     """Watches one connection of a driver's, between its statements, without asking the server.
 
     A server that ends a connection says so, and closes it: then the socket has something to read, which nobody has
-    asked for. So has one of which the server changed a setting, say; to replace that connection does no harm.
+    asked for. So has one of which the server changed a setting, say; to replace that connection does no harm. Nor is
+    one of any use that was made in an event loop that has ended, as with ``asyncio.run`` called twice.
     """
 
     def __init__(self, driver: Any) -> None:  # noqa: ANN401 - asyncpg has no types
-        pgconn = getattr(driver, "pgconn", None)
-        self._is_closed: Callable[[], bool] = driver.is_closed if pgconn is None else lambda: bool(driver.closed)
+        self._driver = driver
+        self._loop = asyncio.get_running_loop()
         self._is_readable: Callable[[], object] = lambda: True
-        if self._is_closed():
+        if is_closed(driver):
             return  # it has no socket any more
-        if pgconn is None:
+        if hasattr(driver, "pgconn"):
+            self._is_readable = _poll(driver.pgconn.socket)
+        else:
             socket = driver._transport.get_extra_info("socket")  # noqa: SLF001 - there is no public way to it
             self._is_readable = _poll(socket.fileno()) if socket else lambda: False
-        else:
-            self._is_readable = _poll(pgconn.socket)
 
-    def is_quiet(self) -> bool:
-        """Whether the server has neither said anything nor hung up; it takes less than a microsecond."""
+    def is_usable(self) -> bool:
+        """Whether it is of this loop, and the server has neither said anything nor hung up; in about a microsecond."""
         # asyncpg reads by itself whenever the event loop gets to it, and then nothing is left in the socket.
-        return not (self._is_closed() or self._is_readable())
+        return self._loop is asyncio.get_running_loop() and not (is_closed(self._driver) or self._is_readable())
+
+    def abandon(self) -> None:
+        """Have it closed without a word, if saying goodbye would take its own loop."""
+        if self._loop is not asyncio.get_running_loop() and hasattr(self._driver, "terminate"):
+            with suppress(RuntimeError):  # the loop is closed; asyncpg has marked the connection as closed by then
+                self._driver.terminate()
 
 
 def _poll(descriptor: int) -> Callable[[], object]:

@@ -12,6 +12,8 @@ from weakref import WeakSet
 from sqlalchemy import Pool
 
 from saga_store.errors import StorageUnavailableError
+from saga_store.sqlalchemy.statement import Statement
+from saga_store.sqlalchemy.wire import fetching, read_text
 
 ADVICE = (
     "a pooler such as PgBouncer in transaction mode shares the server's connections, and would mix up the prepared "
@@ -45,23 +47,27 @@ def told_pid(driver: Any) -> int:  # noqa: ANN401 - asyncpg has no types
 
 
 async def _is_pooled_asyncpg(driver: Any) -> bool:  # noqa: ANN401 - asyncpg has no types
-    if await driver.fetchval("SELECT pg_backend_pid()") == told_pid(driver):
+    if await _first("asyncpg", driver, _BACKEND_PID) == told_pid(driver):
         return False
-    name = await driver.fetchval(_own_name())
-    return name is not None and name.startswith(_NAMES_OF_DRIVERS)
+    name = await _first("asyncpg", driver, _own_name())
+    return name is not None and read_text(name).startswith(_NAMES_OF_DRIVERS)
 
 
 async def _is_pooled_psycopg(driver: Any) -> bool:  # noqa: ANN401 - as above
-    if driver.prepare_threshold is None:
+    if driver.prepare_threshold is None or await _first("psycopg", driver, _BACKEND_PID) == told_pid(driver):
         return False
-    cursor = await driver.execute("SELECT pg_backend_pid()", prepare=False)
-    if await cursor.fetchone() == (told_pid(driver),):
-        return False
-    cursor = await driver.execute(_own_name(), prepare=True)
-    row = await cursor.fetchone()
-    return row is not None and row[0].startswith(_NAMES_OF_DRIVERS)
+    name = await _first("psycopg", driver, _own_name(), prepare=True)
+    return name is not None and read_text(name).startswith(_NAMES_OF_DRIVERS)
+
+
+async def _first(name: str, driver: Any, sql: str, *, prepare: bool = False) -> Any:  # noqa: ANN401 - as above
+    rows = await fetching(name)(driver, Statement(sql).spelled(None), {}, prepare=prepare)
+    return rows[0][0] if rows else None
+
+
+_BACKEND_PID = "SELECT CAST(pg_backend_pid() AS bigint)"
 
 
 def _own_name() -> str:
     """Return a query for the name under which the server knows that very query; no row if it has none."""
-    return f"SELECT name FROM pg_prepared_statements WHERE statement LIKE '%{uuid4().hex}%'"  # noqa: S608 - hexadecimal
+    return f"SELECT convert_to(name, 'UTF8') FROM pg_prepared_statements WHERE statement LIKE '%{uuid4().hex}%'"  # noqa: S608 - hexadecimal

@@ -1,32 +1,42 @@
-"""The statements that read, and the one that claims; no I/O."""
+"""The statements that read, and the one that claims; no I/O.
+
+What they return is cast, also where it needn't be: so that a plan still fits, whatever a later migration makes of a
+column. How it travels is told in wire.py.
+"""
 
 from saga_store.sqlalchemy.statement import Statement
 
 RECENT_WRITES = Statement("""
-SELECT id, version, recent_writes
+SELECT id, CAST(version AS bigint), convert_to(CAST(recent_writes AS text), 'UTF8')
 FROM saga_executions
-WHERE id = ANY (CAST(:saga_ids AS uuid[]))
+WHERE id = ANY (CAST(CAST(:saga_ids AS text) AS uuid[]))
 """)
 
+# Without names of their own: ORDER BY would take them for what it sorts by.
 _EXECUTION = """
-    id, name, status, CAST(context AS text) AS context, version, recovery_attempts,
-    lease_owner, lease_expires_at, created_at, updated_at
+    id, convert_to(name, 'UTF8'), convert_to(status, 'UTF8'), convert_to(CAST(context AS text), 'UTF8'),
+    CAST(version AS bigint), CAST(recovery_attempts AS bigint), convert_to(lease_owner, 'UTF8'),
+    timestamptz_send(lease_expires_at), timestamptz_send(created_at), timestamptz_send(updated_at)
+"""
+_ENTRY = """
+    CAST(l.id AS bigint), convert_to(l.step_name, 'UTF8'), convert_to(l.action, 'UTF8'), convert_to(l.status, 'UTF8'),
+    convert_to(l.details, 'UTF8'), timestamptz_send(l.created_at)
 """
 
 SAGA = Statement(f"SELECT {_EXECUTION} FROM saga_executions WHERE id = :saga_id")  # noqa: S608 - put together from constants
 
 # The outer join tells a saga without history (one row of NULLs) from one that isn't there (no row).
-HISTORY = Statement("""
-SELECT l.id, l.step_name, l.action, l.status, l.details, l.created_at
+HISTORY = Statement(f"""
+SELECT {_ENTRY}
 FROM saga_executions e
 LEFT JOIN saga_logs l ON l.saga_id = e.id
 WHERE e.id = :saga_id
 ORDER BY l.id
-""")
+""")  # noqa: S608 - put together from constants
 
 # LATERAL, so that the limit is one of entries and a saga without any still gives a row.
-HISTORY_PAGE = Statement("""
-SELECT l.id, l.step_name, l.action, l.status, l.details, l.created_at
+HISTORY_PAGE = Statement(f"""
+SELECT {_ENTRY}
 FROM saga_executions e
 LEFT JOIN LATERAL (
     SELECT *
@@ -37,14 +47,14 @@ LEFT JOIN LATERAL (
 ) l ON TRUE
 WHERE e.id = :saga_id
 ORDER BY l.id
-""")
+""")  # noqa: S608 - put together from constants
 
 # The status list stands as in the predicate of ix_saga_executions_recovery, which holds the living sagas only.
 STALE = Statement(f"""
 SELECT {_EXECUTION}
 FROM saga_executions
 WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING')
-    AND updated_at <= statement_timestamp() - CAST(:stale_after AS interval)
+    AND updated_at <= statement_timestamp() - make_interval(secs => CAST(:stale_after AS double precision))
     AND recovery_attempts < :max_attempts
     AND (lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())
     AND (CAST(:name AS text) IS NULL OR name = CAST(:name AS text))
@@ -72,7 +82,8 @@ WITH candidates AS MATERIALIZED (
     SELECT id, recovery_attempts, updated_at
     FROM saga_executions
     WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING')
-        AND updated_at <= statement_timestamp() - CAST(:stale_after AS interval) - make_interval(
+        AND updated_at <= statement_timestamp() - make_interval(secs => CAST(:stale_after AS double precision))
+        - make_interval(
             secs => LEAST(
                 CAST(:max_backoff AS double precision),
                 CAST(:backoff AS double precision) * (power(2, LEAST(recovery_attempts, 60)) - 1)
@@ -87,7 +98,7 @@ WITH candidates AS MATERIALIZED (
 ), claimed AS (
     UPDATE saga_executions e
     SET lease_owner = CAST(:owner AS text),
-        lease_expires_at = statement_timestamp() + CAST(:lease AS interval),
+        lease_expires_at = statement_timestamp() + make_interval(secs => CAST(:lease AS double precision)),
         recovery_attempts = e.recovery_attempts + 1,
         version = e.version + 1,
         updated_at = statement_timestamp()
@@ -107,8 +118,8 @@ WHERE id = :saga_id
 """)
 
 # As in HISTORY, a saga with nothing in doubt gives one row of NULLs, and a missing one none.
-IN_DOUBT = Statement("""
-SELECT l.id, l.step_name, l.action, l.status, l.details, l.created_at
+IN_DOUBT = Statement(f"""
+SELECT {_ENTRY}
 FROM saga_executions e
 LEFT JOIN saga_logs l ON l.saga_id = e.id AND l.status = 'STARTED' AND NOT EXISTS (
     SELECT FROM saga_logs later
@@ -117,6 +128,22 @@ LEFT JOIN saga_logs l ON l.saga_id = e.id AND l.status = 'STARTED' AND NOT EXIST
 )
 WHERE e.id = :saga_id
 ORDER BY l.id
+""")  # noqa: S608 - put together from constants
+
+# How long a statement of this connection may wait for a lock, and how long it may take, in milliseconds; 0: for ever.
+PATIENCE = Statement("""
+SELECT CAST(setting AS bigint)
+FROM pg_settings
+WHERE name IN ('lock_timeout', 'statement_timeout')
+ORDER BY name
 """)
 
-REVISION = Statement("SELECT version_num FROM saga_store_version")
+# Enough to decide by, of a saga whose row may not be readable otherwise.
+STATE = Statement("""
+SELECT convert_to(status, 'UTF8'), CAST(recovery_attempts AS bigint), convert_to(lease_owner, 'UTF8'),
+    CAST(version AS bigint)
+FROM saga_executions
+WHERE id = :saga_id
+""")
+
+REVISION = Statement("SELECT convert_to(version_num, 'UTF8') FROM saga_store_version")

@@ -1,19 +1,28 @@
 """The storage: its writes through ``writer``, its reads and claims as statements of their own."""
 
-from collections.abc import Awaitable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+import logging
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from saga_store.errors import InvalidSagaDataError, SagaNotFoundError, UnknownOutcomeError
+from saga_store.errors import (
+    InvalidSagaDataError,
+    SagaNotFoundError,
+    SagaStoreError,
+    SagaUnreadableError,
+    UnknownOutcomeError,
+)
 from saga_store.inspection import Cursor, InterventionPage, SagaCount, SagaFigures, SagaPage, SagaQuery, SagaSummary
 from saga_store.joining import Part
-from saga_store.model import SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
-from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, make_bind
+from saga_store.model import Context, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
+from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, PoolTarget, Target, make_bind
 from saga_store.sqlalchemy.execution import Executor
 from saga_store.sqlalchemy.following import take_part
 from saga_store.sqlalchemy.group_commit import GroupCommit
+from saga_store.sqlalchemy.lost_answers import read_ids
 from saga_store.sqlalchemy.read_sql import (
     CLAIM,
     EXHAUSTED,
@@ -24,13 +33,25 @@ from saga_store.sqlalchemy.read_sql import (
     RECENT_WRITES,
     SAGA,
     STALE,
+    STATE,
 )
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.views import Views
+from saga_store.sqlalchemy.wire import Parameters, Rows, read_moment, read_text
+from saga_store.sqlalchemy.write_parameters import ids_as_text
 from saga_store.sqlalchemy.writer import Writer
-from saga_store.storage import SagaStorage
-from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes, valid_period
+from saga_store.storage import SagaState, SagaStorage
+from saga_store.validation import (
+    DEFAULT_MAX_CONTEXT_BYTES,
+    decode_context,
+    valid_action,
+    valid_max_context_bytes,
+    valid_period,
+    valid_schema,
+)
 from saga_store.write import Claim, Outcome, Settlement, Write
+
+_logger = logging.getLogger("saga_store")
 
 # A restart of the server is over by then; a failover often isn't.
 RETRY_FOR = timedelta(seconds=5)
@@ -44,7 +65,17 @@ class SqlAlchemySagaStorage(SagaStorage):
             statement, committed when it returns; one instance serves the whole application, from many
             tasks at once. An ``AsyncSession`` or ``AsyncConnection``: the storage joins that transaction,
             so that saga state and business rows commit together; the caller commits. The dialect is
-            ``postgresql+asyncpg`` or ``postgresql+psycopg``.
+            ``postgresql+asyncpg`` or ``postgresql+psycopg``. A sessionmaker is asked for each call, in the caller's
+            context, where a session of its own would send the statement (``get_bind``, ``binds``); the session
+            sends nothing, so its events, such as ``after_begin``, don't fire. One that leads to a connection
+            joins that connection's transaction. docs/binds.md tells it all, and what to do for row-level security.
+        schema: Where the tables are. None: along the connection's search path. SQLAlchemy's
+            ``schema_translate_map``, of the engine, connection or session, applies to either.
+        group_by: Which calls may share a statement and its connection: those for which this function, called in
+            the caller's context, returns equal keys. For an application whose connections are made ready by what
+            the context holds, such as a pool's ``checkout`` event that sets a tenant by a ContextVar: that event
+            then sees the context of a caller of that key. Without it, where calls share a statement, events see no
+            caller's context at all.
         group_commit: With an engine or a sessionmaker, let concurrent calls share statements (see
             ``group_commit``). As long as there are more to come, they may keep up to two connections of the
             engine's pool, if it has others. Without, every call is a statement of its own.
@@ -59,31 +90,35 @@ class SqlAlchemySagaStorage(SagaStorage):
             512 MiB. A bigger one is refused with InvalidSagaDataError; one that is stored already can be read.
 
     Raises:
-        TypeError: The bind is none of these.
-        InvalidSagaDataError: ``retry_for`` is no timedelta, or negative; an impossible ``max_context_bytes``.
+        TypeError: The bind is none of these, or of a kind that can't be used; ``group_by`` can't be called.
+        InvalidSagaDataError: ``retry_for`` is no timedelta, or negative; an impossible ``schema`` or
+            ``max_context_bytes``.
 
     A refused write (exists, missing, stale version, bad input) leaves a joined transaction usable. Any
     other error of the database aborts it, and the caller has to roll back.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a storage's settings, all with defaults
         self,
         bind: BindTarget,
         *,
+        schema: str | None = None,
+        group_by: Callable[[], Hashable] | None = None,
         group_commit: bool = True,
         retry_for: timedelta = RETRY_FOR,
         max_context_bytes: int = DEFAULT_MAX_CONTEXT_BYTES,
     ) -> None:
         self._max_context_bytes = valid_max_context_bytes(max_context_bytes)
-        self._bind = make_bind(bind)
-        seconds = valid_period("retry_for", retry_for).total_seconds()
-        joins = self._joins = isinstance(self._bind, JoinedBind)
+        self._bind = make_bind(bind, None if schema is None else valid_schema(schema))
+        if group_by is not None and not callable(group_by):
+            raise TypeError(f"group_by must be a function that returns a key, not {group_by!r}")
+        self._retry_seconds = valid_period("retry_for", retry_for).total_seconds()
+        self._schema = schema
+        self._joins = isinstance(self._bind, JoinedBind)
         # If a run of another storage writes in this transaction: what database that one is on.
         self._home: str | None = None
-        self._executor = Executor(self._bind, seconds)
         self._views = Views(self._executor)
-        self._writer = Writer(self._executor, resolves=seconds > 0 and not joins)
-        self._group = GroupCommit(self._writer) if group_commit and not joins else None
+        self._group: GroupCommit[PoolTarget] | None = GroupCommit(self._writer, group_by) if group_commit else None
 
     @property
     def session(self) -> AsyncSession:
@@ -93,9 +128,28 @@ class SqlAlchemySagaStorage(SagaStorage):
         raise AttributeError("this storage isn't bound to an AsyncSession")
 
     def _apply(self, write: Write) -> Awaitable[Outcome]:
+        target = self._bind.target(writes=True)
         if write.repeats:
-            return self._writer.repeat(write)
-        return self._writer.write(write) if self._group is None else self._group.write(write)
+            return self._writer(target).repeat(write)
+        if self._group is None or not isinstance(target, PoolTarget):
+            return self._writer(target).write(write)
+        return self._group.write(write, target)
+
+    def _writer(self, target: Target) -> Writer:
+        return Writer(Executor(target, self._retry_seconds), resolves=self._retry_seconds > 0 and not target.joins)
+
+    def _execute(
+        self,
+        statement: Statement,
+        parameters: Parameters,
+        *,
+        writes: bool = False,
+        if_lost: UnknownOutcomeError | None = None,
+    ) -> Awaitable[Rows]:
+        return self._executor(writes=writes).execute(statement, parameters, if_lost=if_lost)
+
+    def _executor(self, *, writes: bool) -> Executor:
+        return Executor(self._bind.target(writes=writes), self._retry_seconds)
 
     def _joined(self, into: object) -> "SqlAlchemySagaStorage":
         if self._joins:
@@ -106,7 +160,7 @@ class SqlAlchemySagaStorage(SagaStorage):
             )
         if not isinstance(into, AsyncSession | AsyncConnection):
             raise InvalidSagaDataError("into", f"must be an AsyncSession or AsyncConnection, not {type(into).__name__}")
-        joined = SqlAlchemySagaStorage(into, max_context_bytes=self._max_context_bytes)
+        joined = SqlAlchemySagaStorage(into, schema=self._schema, max_context_bytes=self._max_context_bytes)
         joined._home = self._bind.database
         return joined
 
@@ -115,10 +169,17 @@ class SqlAlchemySagaStorage(SagaStorage):
         return await take_part(self._bind, self._home)
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
-        rows = await self._executor.execute(SAGA, {"saga_id": saga_id})
+        rows = await self._execute(SAGA, {"saga_id": saga_id})
         if not rows:
             raise SagaNotFoundError(saga_id)
         return _execution(*rows[0])
+
+    async def _fetch_state(self, saga_id: UUID) -> SagaState:
+        rows = await self._execute(STATE, {"saga_id": saga_id})
+        if not rows:
+            raise SagaNotFoundError(saga_id)
+        status, attempts, owner, version = rows[0]
+        return SagaState(_replaced(status), attempts, None if owner is None else _replaced(owner), version)
 
     async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
         return await self._fetch_entries(HISTORY, saga_id, {})
@@ -129,12 +190,17 @@ class SqlAlchemySagaStorage(SagaStorage):
     async def _fetch_stale(
         self, stale_after: timedelta, limit: int, name: str | None, max_attempts: int
     ) -> list[SagaExecution]:
-        parameters = {"stale_after": stale_after, "limit": limit, "name": name, "max_attempts": max_attempts}
-        return [_execution(*row) for row in await self._executor.execute(STALE, parameters)]
+        parameters = {
+            "stale_after": stale_after.total_seconds(),
+            "limit": limit,
+            "name": name,
+            "max_attempts": max_attempts,
+        }
+        return _readable(await self._execute(STALE, parameters))
 
     async def _fetch_exhausted(self, limit: int, name: str | None, max_attempts: int) -> list[SagaExecution]:
         parameters = {"limit": limit, "name": name, "max_attempts": max_attempts}
-        return [_execution(*row) for row in await self._executor.execute(EXHAUSTED, parameters)]
+        return _readable(await self._execute(EXHAUSTED, parameters))
 
     async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
         return await self._fetch_entries(IN_DOUBT, saga_id, {})
@@ -142,33 +208,52 @@ class SqlAlchemySagaStorage(SagaStorage):
     async def _fetch_entries(
         self, statement: Statement, saga_id: UUID, parameters: Mapping[str, object]
     ) -> list[SagaLogEntry]:
-        rows = await self._executor.execute(statement, {"saga_id": saga_id, **parameters})
+        rows = await self._execute(statement, {"saga_id": saga_id, **parameters})
         if not rows:
             raise SagaNotFoundError(saga_id)
         # A saga without such entries comes as one row of NULLs.
         return [_log_entry(saga_id, *row) for row in rows if row[0] is not None]
 
     async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
-        rows = await self._executor.execute(HOLDS, {"saga_id": saga_id, "owner": owner, "version": version})
+        rows = await self._execute(HOLDS, {"saga_id": saga_id, "owner": owner, "version": version})
         return any(held for (held,) in rows)
 
     async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:
-        rows = await self._executor.execute(RECENT_WRITES, {"saga_ids": [saga_id]})
-        return [write_id for (_, _, recent) in rows for write_id in recent or ()]
+        rows = await self._execute(RECENT_WRITES, {"saga_ids": ids_as_text([saga_id])})
+        return [write_id for (_, _, recent) in rows for write_id in read_ids(recent)]
 
     async def _claim(self, claim: Claim) -> list[SagaExecution]:
+        """Claim until there are as many as asked for that can be read, or no more.
+
+        One that can't be read is claimed as well, and left out: so it isn't in the way of the others until its lease
+        has expired, and comes after them then.
+        """
+        claimed: list[SagaExecution] = []
+        while True:
+            try:
+                rows = await self._claim_rows(claim, claim.limit - len(claimed))
+            except SagaStoreError as exc:
+                if not claimed:
+                    raise
+                _logger.warning("sagas were claimed, and then no more could be: %s", exc)
+                return claimed
+            readable = _readable(rows)
+            claimed += readable
+            if len(readable) == len(rows) or len(claimed) >= claim.limit:
+                return claimed
+
+    async def _claim_rows(self, claim: Claim, limit: int) -> Rows:
         parameters = {
             "owner": claim.owner,
-            "lease": claim.lease,
-            "limit": claim.limit,
-            "stale_after": claim.stale_after,
+            "lease": claim.lease.total_seconds(),
+            "limit": limit,
+            "stale_after": claim.stale_after.total_seconds(),
             "backoff": claim.backoff.total_seconds(),
             "max_backoff": claim.max_backoff.total_seconds(),
             "name": claim.name,
             "max_attempts": claim.max_attempts,
         }
-        rows = await self._executor.execute(CLAIM, parameters, if_lost=UnknownOutcomeError(None))
-        return [_execution(*row) for row in rows]
+        return await self._execute(CLAIM, parameters, writes=True, if_lost=UnknownOutcomeError(None))
 
     async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
         return await self._views.find(query, limit, after)
@@ -191,44 +276,80 @@ class SqlAlchemySagaStorage(SagaStorage):
         await self._views.settle(settlement)
 
 
+def _readable(rows: Rows) -> list[SagaExecution]:
+    """Return the sagas, without those that can't be read: they stop nobody, and the log names them."""
+    readable = []
+    for row in rows:
+        try:
+            readable.append(_execution(*row))
+        except SagaUnreadableError as exc:
+            _logger.warning("%s", exc, extra={"saga_id": exc.saga_id})
+    return readable
+
+
 def _execution(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statements
     saga_id: UUID,
-    name: str,
-    status: str,
-    context: str,
+    name: bytes,
+    status: bytes,
+    context: bytes,
     version: int,
     recovery_attempts: int,
-    lease_owner: str | None,
-    lease_expires_at: datetime | None,
-    created_at: datetime,
-    updated_at: datetime,
+    lease_owner: bytes | None,
+    lease_expires_at: bytes | None,
+    created_at: bytes,
+    updated_at: bytes,
 ) -> SagaExecution:
-    return SagaExecution(
-        id=UUID(int=saga_id.int),  # asyncpg's own UUID class stays inside
-        name=name,
-        status=SagaStatus(status),
-        context=decode_context(context),
-        version=version,
-        recovery_attempts=recovery_attempts,
-        lease_owner=lease_owner,
-        lease_expires_at=None if lease_expires_at is None else _in_utc(lease_expires_at),
-        created_at=_in_utc(created_at),
-        updated_at=_in_utc(updated_at),
-    )
+    saga_id = UUID(int=saga_id.int)  # asyncpg's own UUID class stays inside
+    with _read(saga_id):
+        return SagaExecution(
+            id=saga_id,
+            name=read_text(name),
+            status=SagaStatus(read_text(status)),
+            context=_read_context(context),
+            version=version,
+            recovery_attempts=recovery_attempts,
+            lease_owner=None if lease_owner is None else read_text(lease_owner),
+            lease_expires_at=None if lease_expires_at is None else read_moment(lease_expires_at),
+            created_at=read_moment(created_at),
+            updated_at=read_moment(updated_at),
+        )
+
+
+def _read_context(sent: bytes) -> Context:
+    context = decode_context(read_text(sent))
+    if not isinstance(context, dict):
+        raise ValueError(f"its context is no object, but a {type(context).__name__}")  # noqa: TRY004 - of what is stored
+    return context
 
 
 def _log_entry(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statement
     saga_id: UUID,
     entry_id: int,
-    step_name: str,
-    action: StepAction,
-    status: str,
-    details: str | None,
-    created_at: datetime,
+    step_name: bytes,
+    action: bytes,
+    status: bytes,
+    details: bytes | None,
+    created_at: bytes,
 ) -> SagaLogEntry:
-    return SagaLogEntry(entry_id, saga_id, step_name, action, SagaStepStatus(status), details, _in_utc(created_at))
+    with _read(saga_id, f"entry {entry_id} of its history: "):
+        return SagaLogEntry(
+            entry_id,
+            saga_id,
+            read_text(step_name),
+            valid_action(read_text(action)),
+            SagaStepStatus(read_text(status)),
+            None if details is None else read_text(details),
+            read_moment(created_at),
+        )
 
 
-def _in_utc(moment: datetime) -> datetime:
-    # psycopg answers in the session's time zone, asyncpg in UTC.
-    return moment.astimezone(UTC)
+@contextmanager
+def _read(saga_id: UUID, what: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RecursionError) as exc:
+        raise SagaUnreadableError(saga_id, f"{what}{exc}") from exc
+
+
+def _replaced(sent: bytes) -> str:
+    return sent.decode(errors="replace")

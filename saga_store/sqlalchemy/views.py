@@ -3,10 +3,8 @@
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
-
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from saga_store.errors import SagaNotFoundError, StorageUnavailableError, UnknownOutcomeError
 from saga_store.inspection import (
@@ -31,6 +29,7 @@ from saga_store.inspection import (
 )
 from saga_store.model import UNFINISHED, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
 from saga_store.sqlalchemy import inspection_sql as sql
+from saga_store.sqlalchemy.binds import Transaction
 from saga_store.sqlalchemy.execution import Executor
 from saga_store.sqlalchemy.pooled import Attempt
 from saga_store.sqlalchemy.statement import Statement
@@ -43,11 +42,17 @@ from saga_store.write import Lease, Settlement, Write
 _QUERY_CANCELED = "57014"
 
 
+class MakeExecutor(Protocol):
+    """Decides where a view looks, in its caller's context."""
+
+    def __call__(self, *, writes: bool) -> Executor: ...
+
+
 class Views:
     """The views, each one statement; where the storage owns the transaction, a read-only one with a timeout."""
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    def __init__(self, make_executor: MakeExecutor) -> None:
+        self._make_executor = make_executor
 
     async def find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
         parameters = _parameters(query)
@@ -148,30 +153,30 @@ class Views:
     async def settle(self, settlement: Settlement) -> None:
         saga_id = settlement.saga_id
 
-        async def settle(connection: AsyncConnection, _: Attempt) -> None:
+        async def settle(transaction: Transaction, _: Attempt) -> None:
             asked: dict[str, object] = {"saga_id": str(saga_id), "entry_id": settlement.entry_id}
-            locked = await _fetch(connection, sql.LOCK, {"saga_id": asked["saga_id"]})
+            locked = await _fetch(transaction, sql.LOCK, {"saga_id": asked["saga_id"]})
             if not locked:
                 raise SagaNotFoundError(saga_id)
-            doubt = await _fetch(connection, sql.DOUBT, asked)
+            doubt = await _fetch(transaction, sql.DOUBT, asked)
             if not doubt:
                 raise settlement.refusal()
             [(step_name, action)], [(status, attempts, owner)] = doubt, locked
             before = {"status": status, "recovery_attempts": attempts, "lease_owner": owner}
             steps = settlement.steps(step_name, action, before)
             parameters = of_one(Write(saga_id, lease=Lease(), steps=steps))
-            await connection.execute(write_one(frozenset(parameters), waits=True).text, parameters)
+            await transaction.execute(write_one(frozenset(parameters), waits=True), parameters)
 
-        await self._executor.transact(settle, if_lost=UnknownOutcomeError(saga_id))
+        await self._make_executor(writes=True).transact(settle, if_lost=UnknownOutcomeError(saga_id))
 
     async def _look(self, statement: Statement, parameters: Parameters) -> list[list[Any]]:
-        async def look(connection: AsyncConnection, attempt: Attempt) -> list[list[Any]]:
+        async def look(transaction: Transaction, attempt: Attempt) -> list[list[Any]]:
             if not attempt.joins:
-                await connection.execute(sql.READ_ONLY.text)
-            return await _fetch(connection, statement, parameters)
+                await transaction.execute(sql.READ_ONLY, {})
+            return await _fetch(transaction, statement, parameters)
 
         try:
-            return await self._executor.transact(look)
+            return await self._make_executor(writes=False).transact(look)
         except StorageUnavailableError as error:
             if error.sqlstate != _QUERY_CANCELED:
                 raise
@@ -182,9 +187,8 @@ class Views:
             ) from error.__cause__
 
 
-async def _fetch(connection: AsyncConnection, statement: Statement, parameters: Parameters) -> list[list[Any]]:
-    rows = (await connection.execute(statement.text, parameters)).all()
-    return [json.loads(bytes(answer)) for (answer,) in rows]
+async def _fetch(transaction: Transaction, statement: Statement, parameters: Parameters) -> list[list[Any]]:
+    return [json.loads(answer) for (answer,) in await transaction.execute(statement, parameters)]
 
 
 def _kinds(query: SagaQuery) -> tuple[SagaStatus, ...]:

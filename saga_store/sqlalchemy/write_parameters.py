@@ -4,8 +4,9 @@ It is run for every batch of a crowd, so it goes through the writes as few times
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+from uuid import UUID
 
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.write_sql import APPEND, NEW, UPDATE
@@ -80,7 +81,7 @@ def of_kinds(new: Sequence[Write], updates: Sequence[Write], appends: Sequence[W
         parameters |= _steps(with_steps)
     if appends:
         parameters |= {APPEND + name: column for name, column in _steps(appends).items()}
-        if expected := _unless_empty([write.expected_version for write in appends]):
+        if expected := _words([write.expected_version for write in appends]):
             parameters[f"{APPEND}expected"] = expected
     return parameters
 
@@ -96,20 +97,20 @@ def _columns(writes: Sequence[Write]) -> dict[str, object]:
     Things that often come and go are there together: a connection keeps a statement for each set of them.
     """
     saga_ids, names, statuses, contexts, _, _, attempts, expected, leases, write_ids, _ = zip(*writes, strict=True)
-    columns: dict[str, object] = {"saga_id": list(saga_ids)}
+    columns: dict[str, object] = {"saga_id": ids_as_text(saga_ids)}
     if any(names):
         columns["name"] = list(names)
     if any(statuses) or any(contexts):
-        columns |= {"status": _words(statuses) if any(statuses) else None, "context": _unless_empty(contexts)}
-    if versions := _unless_empty(expected):
-        columns |= {"expected": versions, "write_id": _unless_empty(write_ids)}
-    if counts := _unless_empty(attempts):
+        columns |= {"status": _words(statuses), "context": _unless_empty(contexts)}
+    if versions := _words(expected):
+        columns |= {"expected": versions, "write_id": _words(write_ids)}
+    if counts := _words(attempts):
         columns["attempts"] = counts
     if any(leases):
         columns |= {
             "lease_owner": _unless_empty([lease and lease.owner for lease in leases]),
-            "lease_seconds": _unless_empty([lease and lease.seconds for lease in leases]),
-            "releases": _unless_empty([lease and lease.releases for lease in leases]),
+            "lease_seconds": _words([lease and lease.seconds for lease in leases]),
+            "releases": _words([lease and lease.releases for lease in leases]),
         }
     return columns
 
@@ -117,7 +118,7 @@ def _columns(writes: Sequence[Write]) -> dict[str, object]:
 def _steps(writes: Sequence[Write]) -> dict[str, object]:
     steps = [step for write in writes for step in write.steps]
     columns: dict[str, object] = {
-        "step_saga_id": [write.saga_id for write in writes for _ in write.steps],
+        "step_saga_id": ids_as_text([write.saga_id for write in writes for _ in write.steps]),
         "step_name": [step.step_name for step in steps],
         "step_action": _words([step.action for step in steps]),
         "step_status": _words([step.status for step in steps]),
@@ -125,13 +126,20 @@ def _steps(writes: Sequence[Write]) -> dict[str, object]:
     }
     if any(write.logged_at for write in writes):
         now = time.monotonic()
-        columns["step_age"] = [age for write in writes for age in write.ages(now)]
+        columns["step_age"] = _words([age for write in writes for age in write.ages(now)])
     return columns
 
 
-def _words(column: Sequence[str | None]) -> str:
-    """Return words that need no quotes as the text of an array."""
-    return f"{{{','.join([word or 'NULL' for word in column])}}}"
+def ids_as_text(ids: Iterable[UUID]) -> str:
+    """Return ids as the text of an array."""
+    return f"{{{','.join([saga_id.hex for saga_id in ids])}}}"
+
+
+def _words(column: Sequence[object]) -> str | None:
+    """Return words and numbers, which need no quotes, as the text of an array; None for nothing but None."""
+    if column.count(None) == len(column):
+        return None
+    return f"{{{','.join(['NULL' if word is None else str(word) for word in column])}}}"
 
 
 def _unless_empty(column: Sequence[Any]) -> list[Any] | None:

@@ -65,8 +65,9 @@ _STEP_TYPES_OF_MANY = {"step_saga_id": "uuid", **_STEP_TYPES}
 # Entries of the first two kinds have no prefix. The single entry of a single write goes by the last one, too.
 NEW, UPDATE, APPEND = "new_", "update_", "append_"
 
-# Arrays of words that need no quotes travel as one text each: drivers take their time over each element of an array.
-_WORDS = {"status", "step_action", "step_status"}
+# What may need quotes. Arrays of all else travel as one text each, which the server takes apart: drivers take their
+# time over each element of an array, and may have been given other ideas of what ids and numbers look like.
+_PROSE = {"name", "context", "lease_owner", "step_name", "step_details"}
 
 _CHANGES = (
     "({status} IS NOT NULL OR {context} IS NOT NULL OR {attempts} IS NOT NULL OR {lease_owner} IS NOT NULL"
@@ -86,6 +87,8 @@ _CONDITIONS = {
 }
 # In force as soon as it is called, until the end of the statement.
 _PATIENCE = "(SELECT set_config('lock_timeout', '100ms', TRUE)) AS patience"
+# For what has been waited for before, and is tried again now and then.
+_LITTLE_PATIENCE = _PATIENCE.replace("100ms", "10ms")
 
 _CREATE = """
     INSERT INTO saga_executions (
@@ -100,7 +103,7 @@ _CREATE = """
         statement_timestamp(), statement_timestamp()
     {source}
     ON CONFLICT (id) DO NOTHING
-    RETURNING id, version
+    RETURNING id, CAST(version AS bigint) AS version
 """
 _UPDATE = f"""
     UPDATE saga_executions e
@@ -123,7 +126,7 @@ _UPDATE = f"""
         version = e.version + CAST({{changes}} AS integer),
         updated_at = CASE WHEN {{changes}} THEN statement_timestamp() ELSE e.updated_at END
     {{source}}
-    RETURNING e.id, e.version
+    RETURNING e.id, CAST(e.version AS bigint) AS version
 """
 
 
@@ -144,7 +147,7 @@ def _rows(types: Mapping[str, str], alias: str, prefix: str = "") -> str:
     than executing.
     """
     arrays = ", ".join(
-        f"{_parameter(prefix + name, f'{kind}[]', 'text' if name in _WORDS else None)} AS {name}"
+        f"{_parameter(prefix + name, f'{kind}[]', None if name in _PROSE else 'text')} AS {name}"
         for name, kind in types.items()
     )
     names = ", ".join(types)
@@ -185,7 +188,9 @@ def write_one(present: frozenset[str], *, waits: bool) -> Statement:
         logged = _LOG.format(**_columns(steps, "s"), step_saga_id="w.id", source=source)
     else:
         return Statement(written)
-    return Statement(f"WITH written AS ({written}), logged AS ({logged}) SELECT id, version FROM written")
+    return Statement(
+        f"WITH written AS ({written}), logged AS ({logged}) SELECT id, CAST(version AS bigint) FROM written"
+    )
 
 
 @cache
@@ -239,7 +244,7 @@ def explain(*, waits: bool, again: bool = False) -> Statement:
     answers = f"""
         id, version, lease_owner AS holder, lease_expires_at AS held_until,
         {_FULL_UP} AS full_up, {_RECORDED} AS recorded, {accepted} AS accepted"""
-    patience = "" if waits else f"CROSS JOIN {_PATIENCE}"
+    patience = "" if waits else f"CROSS JOIN {_LITTLE_PATIENCE}"
     changed = "FROM locked i WHERE e.id = i.id AND i.accepted AND i.updates"
     parts = {
         "input": f"SELECT i.*, {_CHANGES.format(**asked)} AS changes FROM {_rows(_TYPES, 'i')} ORDER BY saga_id",
@@ -259,7 +264,8 @@ def explain(*, waits: bool, again: bool = False) -> Statement:
     return Statement(f"""{_with(parts)}
 SELECT i.position,
     COALESCE(w.version, CASE WHEN l.recorded THEN i.expected + CAST(i.changes AS integer) END) AS written,
-    l.version AS found, l.holder, l.held_until,
+    CAST(l.version AS bigint) AS found, convert_to(l.holder, 'UTF8') AS holder,
+    timestamptz_send(l.held_until) AS held_until,
     CASE WHEN l.id IS NULL THEN (SELECT TRUE FROM saga_executions WHERE id = i.saga_id) END AS is_there
 FROM input i
 LEFT JOIN written w ON w.id = i.saga_id

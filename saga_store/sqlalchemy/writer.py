@@ -1,9 +1,11 @@
 """Applies writes, in one statement if all goes well; what that leaves out goes through one that explains."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, cast
 
@@ -12,16 +14,22 @@ from saga_store.errors import (
     SagaConcurrencyError,
     SagaLeasedError,
     SagaNotFoundError,
+    StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.sqlalchemy.execution import Executor, Failure, Retry
+from saga_store.sqlalchemy.execution import Executor, Failure, Retry, pauses
+from saga_store.sqlalchemy.failures import CANCELED, LOCK_NOT_AVAILABLE
 from saga_store.sqlalchemy.lost_answers import judge, resolve
+from saga_store.sqlalchemy.read_sql import PATIENCE
 from saga_store.sqlalchemy.statement import Statement
-from saga_store.sqlalchemy.wire import Parameters, Rows
+from saga_store.sqlalchemy.wire import Parameters, Rows, read_moment
 from saga_store.sqlalchemy.write_parameters import by_kind, of_all, of_kinds, of_one
 from saga_store.sqlalchemy.write_sql import explain, write_many, write_one
 from saga_store.write import Outcome, Write
 from saga_store.write_ids import identified
+
+_Attempt = Callable[[Sequence[Write]], Awaitable[Sequence[Outcome | None]]]
+"""Applies writes, and answers None for those whose rows are locked."""
 
 
 @dataclass(slots=True)
@@ -29,6 +37,33 @@ class _Resolved:
     """Takes the place of the rows of a statement whose answer got lost; outcomes go by the integers of sagas' ids."""
 
     outcomes: dict[int, Outcome]
+
+
+class Patience:
+    """How long may be waited for a lock, in seconds; 0: for ever.
+
+    The server would stop a statement that waits. Where it is asked again and again instead, this stands for that.
+    """
+
+    def __init__(self, lock_timeout: float = 0, statement_timeout: float = 0) -> None:
+        limits = [
+            (lock_timeout, "lock_timeout", LOCK_NOT_AVAILABLE),
+            (statement_timeout, "statement_timeout", CANCELED),
+        ]
+        self._limit = min((limit for limit in limits if limit[0]), default=None)
+        self._began = time.monotonic()
+
+    def is_over(self) -> bool:
+        return self._limit is not None and time.monotonic() - self._began > self._limit[0]
+
+    def error(self) -> StorageUnavailableError:
+        """Return what the server would have said."""
+        seconds, setting, code = self._limit or (0, "", "")
+        return StorageUnavailableError(
+            f"another transaction has locked the saga, or is creating it, for longer than this connection's {setting} "
+            f"of {seconds:g} s",
+            code,
+        )
 
 
 class Writer:
@@ -45,21 +80,70 @@ class Writer:
         self._resolves = resolves
 
     async def write(self, write: Write) -> Outcome:
-        """Wait for the row if somebody has locked it, and for whoever is creating the saga."""
-        [outcome] = await self._write_now((write,), waits=True)
-        if outcome is None:
-            [outcome] = await self.explain((write,), waits=True)
-        return cast("Outcome", outcome)
+        """Wait for the row if another transaction has locked it, and for one that is creating the saga.
+
+        Except in a transaction of the caller's, no connection is held while it waits.
+        """
+        if self._executor.joins:
+            [outcome] = await self._write_now((write,), waits=True)
+            if outcome is None:
+                [outcome] = await self.explain((write,), waits=True)
+            return cast("Outcome", outcome)
+        outcome = await self._unless_locked(self.write_now, write)
+        return await self._until_unlocked(self.explain, write) if outcome is None else outcome
+
+    async def repeat(self, write: Write) -> Outcome:
+        """Apply a write that may have been sent before, with the same id: it may be there, or be under way still."""
+        return await self._until_unlocked(self._write_again, write)
+
+    async def _write_again(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
+        [write] = writes
+        statement = explain(waits=self._executor.joins, again=True)
+        answer = await self._settle(statement, of_all(statement, writes), writes)
+        if isinstance(answer, _Resolved):
+            return [answer.outcomes[write.saga_id.int]]
+        [(_, written, _, _, _, is_there)] = answer
+        if written is not None:
+            return [cast("int", written)]
+        is_locked = is_there and not write.creates
+        return [None if is_locked else await judge(self._executor, write)]
+
+    async def _until_unlocked(self, attempt: _Attempt, write: Write) -> Outcome:
+        outcome = await self._unless_locked(attempt, write)
+        if outcome is not None:
+            return outcome
+        patience, lock_pauses = await self.patience(), pauses()
+        while (outcome := await self._unless_locked(attempt, write)) is None:
+            if patience.is_over():
+                return patience.error()
+            await asyncio.sleep(next(lock_pauses))
+        return outcome
+
+    async def patience(self) -> "Patience":
+        """Return how long the connection's settings let anybody wait for a lock: from now on."""
+        rows = await self._executor.execute(PATIENCE, {})
+        (lock_timeout,), (statement_timeout,) = rows
+        return Patience(lock_timeout / 1000, statement_timeout / 1000)
+
+    @staticmethod
+    async def _unless_locked(attempt: _Attempt, write: Write) -> Outcome | None:
+        try:
+            [outcome] = await attempt((write,))
+        except StorageUnavailableError as exc:
+            if exc.sqlstate != LOCK_NOT_AVAILABLE:
+                raise
+            return None
+        return outcome
 
     async def write_now(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
         """Write what is neither refused nor locked; None for the rest, which ``explain`` says more of.
 
-        It waits for nobody: 55P03 if somebody is creating one of the sagas.
+        It waits for nobody: 55P03 if another transaction is creating one of the sagas.
         """
         return await self._write_now(writes, waits=False)
 
     async def explain(self, writes: Sequence[Write], *, waits: bool = False) -> Sequence[Outcome | None]:
-        """Likewise, but None only for a write whose row somebody has locked; or wait for the locks."""
+        """Likewise, but None only for a write whose row is locked; or wait for the locks."""
         writes = self._identified(writes)
         statement = explain(waits=waits)
         answer = await self._settle(statement, of_all(statement, writes), writes)
@@ -67,15 +151,6 @@ class Writer:
             return [answer.outcomes[write.saga_id.int] for write in writes]
         judge = _outcome if waits else _outcome_unless_locked
         return [judge(write, row) for write, row in zip(writes, sorted(answer, key=itemgetter(0)), strict=True)]
-
-    async def repeat(self, write: Write) -> Outcome:
-        """Apply a write that may have been sent before, with the same id: it may be there, or be under way still."""
-        statement = explain(waits=True, again=True)
-        answer = await self._settle(statement, of_all(statement, (write,)), (write,))
-        if isinstance(answer, _Resolved):
-            return answer.outcomes[write.saga_id.int]
-        [(_, written, *_)] = answer
-        return await judge(self._executor, write) if written is None else cast("int", written)
 
     @asynccontextmanager
     async def holding(self) -> AsyncIterator["Writer"]:
@@ -128,7 +203,14 @@ def _outcome(write: Write, row: Sequence[Any]) -> Outcome:
         return SagaNotFoundError(write.saga_id)
     if write.expected_version not in (None, found):
         return SagaConcurrencyError(write.saga_id, write.expected_version, found)
-    return SagaLeasedError(write.saga_id, holder, held_until.astimezone(UTC))
+    return SagaLeasedError(write.saga_id, holder.decode(errors="replace"), _lasting(held_until))
+
+
+def _lasting(held_until: bytes) -> datetime:
+    try:
+        return read_moment(held_until)
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC)  # by SQL leases can be made that never end
 
 
 def _outcome_unless_locked(write: Write, row: Sequence[Any]) -> Outcome | None:
