@@ -172,6 +172,6 @@ class SchemaError(SagaStoreError):
             where, named = f" in schema {self.schema!r}", f" --schema {shlex.quote(self.schema)}"
             alembic = f" -x schema={shlex.quote(self.schema)}"
         return (
-            f"the saga tables{where} are missing or too old: found revision {self.found or 'none'}, need {self.needed}; "
-            f"run `{self.command}{named}` against this database, or `alembic{alembic} upgrade head` in a checkout"
+            f"the saga tables{where} are missing or too old: found revision {self.found or 'none'}, need "
+            f"{self.needed}; run `{self.command}{named}` against this database, or `alembic{alembic} upgrade head` in a checkout"
         )
