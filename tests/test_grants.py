@@ -94,6 +94,7 @@ def role_on(database: Database, name: str, options: LiteralString = "") -> Itera
     role = Identifier(name)
     with psycopg.connect(database.url(), autocommit=True) as admin:
         admin.execute(SQL("CREATE ROLE {} LOGIN PASSWORD {} " + options).format(role, Literal(PASSWORD)))
+        admin.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # which PostgreSQL 14 still gives to everybody
     try:
         yield name
     finally:
