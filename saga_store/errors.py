@@ -173,5 +173,6 @@ class SchemaError(SagaStoreError):
             alembic = f" -x schema={shlex.quote(self.schema)}"
         return (
             f"the saga tables{where} are missing or too old: found revision {self.found or 'none'}, need "
-            f"{self.needed}; run `{self.command}{named}` against this database, or `alembic{alembic} upgrade head` in a checkout"
+            f"{self.needed}; run `{self.command}{named}` against this database, or `alembic{alembic} upgrade head` in "
+            "a checkout"
         )

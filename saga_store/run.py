@@ -618,7 +618,8 @@ class SagaRun(ISagaStorage):
             try:
                 await self._storage._write(write)  # noqa: SLF001 - as above
             except SagaConcurrencyError:
-                if not await self._catch_up():
+                # It may have been heard meanwhile that one of this run's own was stored.
+                if not await self._catch_up() and self._fence == write.expected_version:
                     raise
             else:
                 return

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from saga_store import Checkpoint, LogStep, SagaStatus, SagaStepStatus, StorageUnavailableError
 from saga_store.inspection import SagaCondition, SagaQuery
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sqlalchemy.statement import Statement
 from tests.databases import Database
 
 pytestmark = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
@@ -154,10 +155,10 @@ async def test_a_view_ends_after_its_time(
     storage = SqlAlchemySagaStorage(engine, retry_for=timedelta(0))
     with psycopg.connect(admin.info.dsn, password=admin.info.password) as blocker:
         blocker.execute("LOCK TABLE saga_logs IN ACCESS EXCLUSIVE MODE")
-        patience = text(
+        patience = Statement(
             "SELECT set_config('transaction_read_only', 'on', TRUE), set_config('statement_timeout', '100', TRUE)"
         )
-        monkeypatch.setattr("saga_store.sqlalchemy.inspection_sql.READ_ONLY.text", patience)
+        monkeypatch.setattr("saga_store.sqlalchemy.inspection_sql.READ_ONLY", patience)
         with pytest.raises(StorageUnavailableError, match="ask for less") as late:
             await storage.group_sagas()
     assert late.value.sqlstate == "57014"

@@ -7,6 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
 _TABLES = re.compile(r"\b(?:saga_executions|saga_logs|saga_store_version)\b")
+_NAMED = re.compile(r"%\((\w+)\)s")
 # More schemas than this are forgotten and spelled anew: each takes a few kilobytes.
 _MOST_SCHEMAS = 1000
 
@@ -17,7 +18,7 @@ class Spelling:
 
     Attributes:
         numbered: For asyncpg, with ``$1``; ``names`` says which parameter that is.
-        named: For psycopg, with ``%(name)s``.
+        named: For psycopg, with ``%(name)b``: in binary, so that no setting has a say in it.
         names: The parameters.
     """
 
@@ -33,7 +34,7 @@ class Statement:
         parsed = text(sql)
         numbered = parsed.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call] # SQLAlchemy leaves it so
         named = parsed.compile(dialect=psycopg.dialect())  # type: ignore[no-untyped-call] # likewise
-        self._plain = Spelling(str(numbered), str(named), tuple(numbered.positiontup or ()))
+        self._plain = Spelling(str(numbered), _NAMED.sub(r"%(\1)b", str(named)), tuple(numbered.positiontup or ()))
         self._spelled: dict[str, Spelling] = {}
 
     @property

@@ -136,10 +136,10 @@ def ids_as_text(ids: Iterable[UUID]) -> str:
 
 
 def _words(column: Sequence[object]) -> str | None:
-    """Return words and numbers, which need no quotes, as the text of an array; None for nothing but None."""
+    """Return words and numbers with commas in between, None as nothing; None for nothing but None."""
     if column.count(None) == len(column):
         return None
-    return f"{{{','.join(['NULL' if word is None else str(word) for word in column])}}}"
+    return ",".join(["" if word is None else str(word) for word in column])
 
 
 def _unless_empty(column: Sequence[Any]) -> list[Any] | None:

@@ -134,10 +134,19 @@ _UPDATE = f"""
 _ABSENT = {name: f"CAST(NULL AS {kind})" for name, kind in {**_TYPES, **_STEP_TYPES}.items()}
 
 
-def _parameter(name: str, kind: str, sent_as: str | None = None) -> str:
+def _parameter(name: str, kind: str) -> str:
     # JSON travels as text: what a driver makes of it depends on codecs that the application may have set.
-    sent_as = sent_as or kind.replace("json", "text")
+    sent_as = kind.replace("json", "text")
     return f"CAST(:{name} AS {kind})" if sent_as == kind else f"CAST(CAST(:{name} AS {sent_as}) AS {kind})"
+
+
+def _array(name: str, kind: str, parameter: str) -> str:
+    if name in _PROSE:
+        return _parameter(parameter, f"{kind}[]")
+    if kind == "uuid":  # never NULL
+        return f"CAST(CAST(:{parameter} AS text) AS uuid[])"
+    # What is empty is NULL. By the word NULL the server's array_nulls may mean something else.
+    return f"CAST(string_to_array(CAST(:{parameter} AS text), ',', '') AS {kind}[])"
 
 
 def _rows(types: Mapping[str, str], alias: str, prefix: str = "") -> str:
@@ -146,10 +155,7 @@ def _rows(types: Mapping[str, str], alias: str, prefix: str = "") -> str:
     Otherwise it would find a plan of its own for every call cheaper than the prepared one, and planning takes longer
     than executing.
     """
-    arrays = ", ".join(
-        f"{_parameter(prefix + name, f'{kind}[]', None if name in _PROSE else 'text')} AS {name}"
-        for name, kind in types.items()
-    )
+    arrays = ", ".join(f"{_array(name, kind, prefix + name)} AS {name}" for name, kind in types.items())
     names = ", ".join(types)
     columns = ", ".join(f"{alias}_arrays.{name}" for name in types)
     return f"""(
