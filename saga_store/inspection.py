@@ -158,6 +158,7 @@ class SagaPage:
 
     Attributes:
         sagas: What is on this page.
+        at: When all of it was so, by the database's clock.
         after: Where the next page begins; None on the last one.
         unreadable: Sagas that belong on this page and whose rows Python can't hold, such as one created at -infinity.
         finished_since: Finished sagas that were created before this weren't looked at; None: all were.
@@ -166,6 +167,7 @@ class SagaPage:
     """
 
     sagas: list[SagaSummary]
+    at: datetime
     after: str | None = None
     unreadable: tuple[UUID, ...] = ()
     finished_since: datetime | None = None

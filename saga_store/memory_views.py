@@ -75,6 +75,7 @@ class MemoryViews:
         goes_on = len(found) > limit
         return SagaPage(
             page,
+            at=self.now,
             after=str(Cursor(page[-1].created_at.replace(tzinfo=None).isoformat(), page[-1].id)) if goes_on else None,
             finished_since=self.now - FINISHED_WINDOW if is_windowed(query) else None,
             is_partial=is_partial,

@@ -22,4 +22,6 @@ class Exit(IntEnum):
     AHEAD = 4, "check: the database is at a revision that this release doesn't know"
     DRIFTED = 5, "check: the tables differ from what their revision makes; grants --check: the privileges differ"
     LOCKED = 6, "a lock wasn't to be had in time; nothing is half done, try again"
+    ATTENTION = 7, "saga stuck: some are"
+    REFUSED = 8, "refused, for it isn't so or isn't so any more; nothing was written"
     INTERRUPTED = 130, "interrupted"

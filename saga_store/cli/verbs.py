@@ -17,6 +17,11 @@ class Verbs:
     def __init__(self, subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         self._subparsers = subparsers
 
+    def group(self, name: str, *, summary: str) -> "Verbs":
+        """Add a noun, and return what its own verbs are added to."""
+        parser = self._subparsers.add_parser(name, help=summary, description=summary)
+        return Verbs(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
+
     def add(self, name: str, run: Run, *, summary: str, database: bool, waits: bool = False) -> argparse.ArgumentParser:
         """Add a verb and return its parser, for options of its own.
 

@@ -65,6 +65,7 @@ class Views:
         goes_on = len(rows) > limit
         return SagaPage(
             sagas,
+            at=_moment(now),
             after=str(Cursor(rows[limit - 1][2], UUID(rows[limit - 1][0]))) if goes_on else None,
             unreadable=unreadable,
             finished_since=_moment(now) - FINISHED_WINDOW if is_windowed(query) else None,
