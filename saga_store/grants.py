@@ -98,6 +98,9 @@ held AS (
         p.name = ANY (string_to_array(o.wanted, ', ')) AS is_wanted, holder.oid IN (SELECT oid FROM me) AS is_mine,
         CASE o.kind WHEN 'SEQUENCE' THEN has_sequence_privilege(holder.oid, o.oid, p.name)
             ELSE has_table_privilege(holder.oid, o.oid, p.name) END AS is_held,
+        CASE WHEN o.kind = 'SEQUENCE' THEN has_sequence_privilege('public', o.oid, p.name)
+            WHEN p.name IN ('INSERT', 'UPDATE', 'REFERENCES') THEN has_any_column_privilege('public', o.oid, p.name)
+            ELSE has_table_privilege('public', o.oid, p.name) END AS is_everybodys,
         CASE WHEN o.kind = 'TABLE' AND p.name IN ('INSERT', 'UPDATE', 'REFERENCES')
             THEN has_any_column_privilege(holder.oid, o.oid, p.name) ELSE FALSE END AS is_held_in_part
     FROM (SELECT oid FROM me WHERE NOT rolsuper UNION ALL SELECT oid FROM others WHERE NOT rolsuper) AS holder
@@ -117,12 +120,13 @@ UNION ALL SELECT 'it owns ' || what FROM owners JOIN me ON me.oid = owner WHERE 
 UNION ALL SELECT 'it belongs to ' || quote_ident(rolname) || ', which owns ' || what
     FROM owners JOIN others ON others.oid = owner WHERE NOT rolsuper
 UNION ALL SELECT 'it may ' || privilege || ' on ' || quote_ident(object)
-        || CASE WHEN is_held THEN '' ELSE ', some columns' END
-        || CASE WHEN is_mine THEN ' (by itself, by PUBLIC or by a role that it belongs to)'
-            ELSE ' as ' || quote_ident(pg_get_userbyid(holder)) END
+        || CASE WHEN bool_or(is_held) THEN '' ELSE ', some columns' END
+        || CASE WHEN bool_or(is_everybodys)
+                THEN format(', as everybody may: REVOKE %s ON %s %I FROM PUBLIC', privilege, kind, object)
+            ELSE COALESCE(' as ' || string_agg(quote_ident(pg_get_userbyid(holder)), ', ') FILTER (WHERE NOT is_mine),
+                '') END
     FROM held WHERE (is_held OR is_held_in_part) AND NOT is_wanted AND privilege <> 'SELECT'
-        AND (is_mine OR NOT EXISTS (SELECT FROM held AS mine WHERE mine.is_mine AND mine.object = held.object
-            AND mine.privilege = held.privilege AND (mine.is_held OR mine.is_held_in_part)))
+    GROUP BY object, kind, privilege
 UNION ALL SELECT 'it may not ' || privilege || ' on ' || quote_ident(object)
     FROM held WHERE is_mine AND is_wanted AND NOT is_held
 UNION ALL SELECT 'it may not use the schema' FROM me WHERE NOT has_schema_privilege(me.oid, current_schema(), 'USAGE')

@@ -217,9 +217,12 @@ class TestScript:
             ("ALTER TABLE saga_logs OWNER TO {role}", "it owns the tables"),
             ("ALTER TABLE saga_executions OWNER TO {role}", "it owns the tables"),
             ("GRANT {owner} TO {role}", "it belongs to {owner}, a superuser"),
-            ("GRANT pg_write_all_data TO {role}", "it may DELETE on saga_executions"),
+            ("GRANT pg_write_all_data TO {role}", "it may DELETE on saga_executions as pg_write_all_data"),
             ("GRANT pg_write_server_files TO {role}", "it belongs to pg_write_server_files"),
-            ("GRANT DELETE ON saga_logs TO PUBLIC", "it may DELETE on saga_logs"),
+            (
+                "GRANT DELETE ON saga_logs TO PUBLIC",
+                "it may DELETE on saga_logs, as everybody may: REVOKE DELETE ON TABLE saga_logs FROM PUBLIC",
+            ),
             ("GRANT UPDATE (details) ON saga_logs TO PUBLIC", "it may UPDATE on saga_logs, some columns"),
             ("GRANT TRUNCATE ON saga_executions TO PUBLIC", "it may TRUNCATE on saga_executions"),
             ("GRANT TRIGGER ON saga_executions TO PUBLIC", "it may TRIGGER on saga_executions"),
@@ -228,7 +231,10 @@ class TestScript:
                 "it may REFERENCES on saga_executions, some columns",
             ),
             ("GRANT UPDATE ON saga_store_version TO PUBLIC", "it may UPDATE on saga_store_version"),
-            ("GRANT UPDATE ON SEQUENCE saga_logs_id_seq TO PUBLIC", "it may UPDATE on saga_logs_id_seq"),
+            (
+                "GRANT UPDATE ON SEQUENCE saga_logs_id_seq TO PUBLIC",
+                "it may UPDATE on saga_logs_id_seq, as everybody may: REVOKE UPDATE ON SEQUENCE saga_logs_id_seq FROM",
+            ),
             ("ALTER ROLE {role} SUPERUSER", "it is a superuser"),
         ],
     )

@@ -141,7 +141,7 @@ class TestCheck:
             assert json.loads(capsys.readouterr().out) == {
                 "role": role,
                 "faults": [
-                    "it may DELETE on saga_logs (by itself, by PUBLIC or by a role that it belongs to)",
+                    "it may DELETE on saga_logs",
                     "it may not USAGE on saga_logs_id_seq",
                 ],
             }
