@@ -12,16 +12,43 @@ frozen.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import wraps
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.exc import DBAPIError
 
-from saga_store.schema.session import Patience
+from saga_store.schema.session import Patience, one_schema
 from saga_store.schema.settings import LOCK_TIMEOUT, LOCK_WAIT, STATEMENT_TIMEOUT, LogReport, Progress
 
 BATCH_ROWS = 5_000
+
+_DROP_CHECK = """\
+DO $drop$
+DECLARE
+    found text;
+BEGIN
+    FOR found IN
+        SELECT conname FROM pg_constraint
+        WHERE conrelid = CAST(quote_ident(current_schema()) || '.{table}' AS regclass) AND contype = 'c'
+            AND position('{name}' IN conname) > 0
+    LOOP
+        EXECUTE 'ALTER TABLE ' || quote_ident(current_schema()) || '.{table} DROP CONSTRAINT ' || quote_ident(found);
+    END LOOP;
+END
+$drop$"""
+
+
+def in_one_schema(change: Callable[[], None]) -> Callable[[], None]:
+    """Let all names in a revision mean those of one schema, also in the Alembic of an application (a decorator)."""
+
+    @wraps(change)
+    def changed() -> None:
+        with one_schema(op.get_context()):
+            change()
+
+    return changed
 
 
 def create_index(name: str, table: str, definition: str, *, unique: bool = False) -> None:
@@ -81,9 +108,12 @@ def add_check(name: str, table: str, condition: str) -> None:
 
 
 def drop_check(name: str, table: str) -> None:
-    """Drop a CHECK constraint."""
+    """Drop a CHECK constraint, also if an application's naming convention has put something around its name.
+
+    One that an earlier attempt has dropped is passed over, and a table that isn't there is an error.
+    """
     with _autocommit():
-        _persistently(lambda: _execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}"))
+        _persistently(lambda: _execute(_DROP_CHECK.format(name=name, table=table)))
 
 
 def backfill(table: str, *, assign: str, where: str, key: str = "id", key_type: str = "uuid") -> None:
@@ -205,12 +235,14 @@ def _index_is_valid(name: str) -> bool | None:
     """None if there is no such index, or if nobody can know, offline."""
     if op.get_context().as_sql:
         return None
-    query = f"SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{name}')"
+    oid = f"to_regclass(quote_ident(current_schema()) || '.{name}')"
+    query = f"SELECT indisvalid FROM pg_index WHERE indexrelid = {oid}"
     found = _scalar(query)
     return None if found is None else bool(found)
 
 
 def _estimated_rows(table: str) -> int | None:
-    query = f"SELECT CAST(reltuples AS bigint) FROM pg_class WHERE oid = to_regclass('{table}')"
+    oid = f"to_regclass(quote_ident(current_schema()) || '.{table}')"
+    query = f"SELECT CAST(reltuples AS bigint) FROM pg_class WHERE oid = {oid}"
     found = _scalar(query)
     return int(found) if found and found > 0 else None

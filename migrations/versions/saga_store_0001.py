@@ -1,9 +1,13 @@
-"""Create saga_executions and saga_logs."""
+"""Create saga_executions and saga_logs.
+
+Names are in op.f, or else a naming convention of the application whose Alembic runs this would change them.
+"""
 
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 from alembic import op
+from saga_store.migrations import online
 
 revision: str = "saga_store_0001"
 down_revision: str | None = None
@@ -11,6 +15,7 @@ branch_labels: str | Sequence[str] | None = ("saga_store",)
 depends_on: str | Sequence[str] | None = None
 
 
+@online.in_one_schema
 def upgrade() -> None:
     op.create_table(
         "saga_executions",
@@ -59,18 +64,18 @@ def upgrade() -> None:
             nullable=False,
             comment="When this row last changed; deliberately not indexed, so that updates stay HOT",
         ),
-        sa.PrimaryKeyConstraint("id", name="pk_saga_executions"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_saga_executions")),
         sa.CheckConstraint(
             "status IN ('PENDING', 'RUNNING', 'COMPENSATING', 'COMPLETED', 'FAILED')",
-            name="ck_saga_executions_status",
+            name=op.f("ck_saga_executions_status"),
         ),
         comment="Sagas: one row each, with its present state (saga-store)",
     )
     # Room on each page for the next version of its rows, so that updates stay HOT.
     op.execute("ALTER TABLE saga_executions SET (fillfactor = 80)")
-    op.create_index("ix_saga_executions_created_at", "saga_executions", ["created_at"])
+    op.create_index(op.f("ix_saga_executions_created_at"), "saga_executions", ["created_at"])
     op.create_index(
-        "ix_saga_executions_recovery",
+        op.f("ix_saga_executions_recovery"),
         "saga_executions",
         ["created_at"],
         postgresql_where=sa.text("status IN ('PENDING', 'RUNNING', 'COMPENSATING')"),
@@ -95,16 +100,19 @@ def upgrade() -> None:
             nullable=False,
             comment="When it happened, by the database's clock; may tie, so order by id",
         ),
-        sa.PrimaryKeyConstraint("id", name="pk_saga_logs"),
-        sa.ForeignKeyConstraint(["saga_id"], ["saga_executions.id"], name="fk_saga_logs_saga_id"),
-        sa.CheckConstraint("action IN ('act', 'compensate')", name="ck_saga_logs_action"),
-        sa.CheckConstraint("status IN ('STARTED', 'COMPLETED', 'FAILED', 'COMPENSATED')", name="ck_saga_logs_status"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_saga_logs")),
+        sa.ForeignKeyConstraint(["saga_id"], ["saga_executions.id"], name=op.f("fk_saga_logs_saga_id")),
+        sa.CheckConstraint("action IN ('act', 'compensate')", name=op.f("ck_saga_logs_action")),
+        sa.CheckConstraint(
+            "status IN ('STARTED', 'COMPLETED', 'FAILED', 'COMPENSATED')", name=op.f("ck_saga_logs_status")
+        ),
         comment="The history of every saga; rows are only ever added (saga-store)",
     )
-    op.create_index("ix_saga_logs_saga_id", "saga_logs", ["saga_id", "id"], unique=True)
-    op.create_index("ix_saga_logs_created_at", "saga_logs", ["created_at"])
+    op.create_index(op.f("ix_saga_logs_saga_id"), "saga_logs", ["saga_id", "id"], unique=True)
+    op.create_index(op.f("ix_saga_logs_created_at"), "saga_logs", ["created_at"])
 
 
+@online.in_one_schema
 def downgrade() -> None:
     op.drop_table("saga_logs")
     op.drop_table("saga_executions")

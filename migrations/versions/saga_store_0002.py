@@ -10,6 +10,7 @@ branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 
+@online.in_one_schema
 def upgrade() -> None:
     # Half a lease is none: nobody can be told from it, or nobody knows until when.
     online.backfill(
@@ -23,6 +24,7 @@ def upgrade() -> None:
     online.create_index("ix_saga_executions_failed", "saga_executions", "(created_at) WHERE status = 'FAILED'")
 
 
+@online.in_one_schema
 def downgrade() -> None:
     online.drop_check("ck_saga_executions_lease", "saga_executions")
     online.drop_index("ix_saga_executions_failed")

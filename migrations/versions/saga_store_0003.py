@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 from alembic import op
+from saga_store.migrations import online
 
 revision: str = "saga_store_0003"
 down_revision: str | None = "saga_store_0002"
@@ -15,6 +16,7 @@ branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 
+@online.in_one_schema
 def upgrade() -> None:
     op.add_column(
         "saga_executions",
@@ -27,5 +29,6 @@ def upgrade() -> None:
     )
 
 
+@online.in_one_schema
 def downgrade() -> None:
     op.drop_column("saga_executions", "recent_writes")

@@ -14,7 +14,7 @@ from saga_store.adoption.worker import Worker
 from saga_store.schema.connections import Bind, connected
 from saga_store.schema.pooler import refuse_shared_sessions
 from saga_store.schema.scripts import recorded_revision
-from saga_store.schema.session import enter_schema, migration, require_schema, target_schema
+from saga_store.schema.session import enter_schema, migration, require_schema, target_schema, warn_of_elsewhere
 from saga_store.schema.settings import LOCK_WAIT, LogReport, MigrationError, Report, Settings
 
 _LEASES = text("SELECT count(*) FROM saga_executions WHERE lease_expires_at > statement_timestamp()")
@@ -129,6 +129,8 @@ def _plan(connection: Connection, goal: Goal, rewrite_below: int, schema: str | 
         enter_schema(connection, schema)
         shape, revision = read(connection), recorded_revision(connection)
         found = Found(shape, revision, _leases(connection, shape), history)
+        if not shape.tables:
+            warn_of_elsewhere(connection, str(shape.schema))
     return make_plan(goal, found, rewrite_below=rewrite_below)
 
 

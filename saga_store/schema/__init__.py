@@ -14,13 +14,13 @@ from datetime import timedelta
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from saga_store.schema.connections import Bind, connected
 from saga_store.schema.fingerprint import Check, State, check_connection
 from saga_store.schema.privileges import check_grants, require_readable
 from saga_store.schema.scripts import make_config, recorded_revision
-from saga_store.schema.session import enter_schema
+from saga_store.schema.session import enter_schema, warn_of_elsewhere
 from saga_store.schema.settings import LOCK_WAIT, MigrationError, MigrationLockError, Progress, Report, Settings
 
 __all__ = [
@@ -89,6 +89,7 @@ def downgrade(bind: Bind, revision: str, *, schema: str | None = None, lock_wait
     """Take the database back to a revision (``base``: to none), and return the ids of those that were undone.
 
     Arguments, guarantees and errors are those of ``upgrade``. What a revision added is lost, ``base`` drops the tables.
+    Where no revision is recorded, there is nothing to take back, and it raises MigrationError.
     """
     settings = Settings(schema, lock_wait=lock_wait)
     return _run(bind, settings, lambda config: command.downgrade(config, revision))
@@ -150,7 +151,10 @@ def _read_revision(connection: Connection, schema: str | None) -> str | None:
     with connection.begin():
         enter_schema(connection, schema)
         require_readable(connection, schema)
-        return recorded_revision(connection)
+        found = recorded_revision(connection)
+        if found is None:
+            warn_of_elsewhere(connection, schema or str(connection.scalar(text("SELECT current_schema()"))))
+        return found
 
 
 def _run(bind: Bind, settings: Settings, run: Callable[[Config], None], report: Report | None = None) -> list[str]:

@@ -11,6 +11,7 @@ from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, Strin
 from sqlalchemy.schema import CreateTable, DropTable
 
 from saga_store.schema.scripts import VERSION_TABLE, make_config, recorded_revision
+from saga_store.schema.session import one_schema
 from saga_store.schema.settings import LOCK_TIMEOUT, MigrationError
 
 _LOG = logging.getLogger("saga_store.migrations")
@@ -25,7 +26,7 @@ _VERSION = Table(
 )
 
 
-def upgrade(*, from_: str, to: str) -> None:
+def upgrade(*, from_: str, to: str, schema: str | None = None) -> None:
     """Run saga-store's revisions after ``from_`` up to ``to``, in a revision of an application's own.
 
     Both ids are pinned, so that the application's revision does the same for ever, whatever release is installed. What
@@ -40,6 +41,8 @@ def upgrade(*, from_: str, to: str) -> None:
     Args:
         from_: The revision that the tables are at, or ``base`` if there are none yet.
         to: The revision to bring them to, such as ``saga_store_0001``; not ``head``, which is another one each release.
+        schema: Where the tables are; None for what the connection's ``schema_translate_map`` makes of None, or else for
+            the first schema of its search_path that exists.
 
     Raises:
         MigrationError: An id is unknown, the range doesn't lead up, the tables aren't at ``from_``, this isn't a
@@ -49,15 +52,16 @@ def upgrade(*, from_: str, to: str) -> None:
     start, end = _position(scripts, from_, "from_"), _position(scripts, to, "to")
     if start >= end:
         raise MigrationError(f"upgrade leads up, and {to!r} doesn't come after {from_!r}")
-    found = _recorded_position(context, scripts, otherwise=start)
-    if found < start:
-        raise MigrationError(f"the tables are at {_name(scripts, found)}, and this revision leads on from {from_}")
-    if found >= end:
-        _LOG.info("The tables are at %s already, so %s has nothing to do", _name(scripts, found), to)
-    _run(context, [(script.module.upgrade, script.revision) for script in scripts[found:end]])
+    with one_schema(context, schema):
+        found = _recorded_position(context, scripts, otherwise=start)
+        if found < start:
+            raise MigrationError(f"the tables are at {_name(scripts, found)}, and this revision leads on from {from_}")
+        if found >= end:
+            _LOG.info("The tables are at %s already, so %s has nothing to do", _name(scripts, found), to)
+        _run(context, [(script.module.upgrade, script.revision) for script in scripts[found:end]])
 
 
-def downgrade(*, from_: str, to: str) -> None:
+def downgrade(*, from_: str, to: str, schema: str | None = None) -> None:
     """Undo saga-store's revisions from ``from_`` down to ``to``: the way back of ``upgrade(from_=to, to=from_)``.
 
     What is undone already isn't undone again. ``to="base"`` drops the tables with all sagas in them.
@@ -69,11 +73,14 @@ def downgrade(*, from_: str, to: str) -> None:
     start, end = _position(scripts, from_, "from_"), _position(scripts, to, "to")
     if start <= end:
         raise MigrationError(f"downgrade leads down, and {to!r} doesn't come before {from_!r}")
-    found = _recorded_position(context, scripts, otherwise=start)
-    if found > start:
-        raise MigrationError(f"the tables are at {_name(scripts, found)}, and this revision leads back from {from_}")
-    steps = reversed(range(end, found))
-    _run(context, [(scripts[number].module.downgrade, _name(scripts, number)) for number in steps])
+    with one_schema(context, schema):
+        found = _recorded_position(context, scripts, otherwise=start)
+        if found > start:
+            raise MigrationError(
+                f"the tables are at {_name(scripts, found)}, and this revision leads back from {from_}"
+            )
+        steps = reversed(range(end, found))
+        _run(context, [(scripts[number].module.downgrade, _name(scripts, number)) for number in steps])
 
 
 def record_version(*, ctx: MigrationContext, step: MigrationInfo, **_others: object) -> None:

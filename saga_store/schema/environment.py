@@ -15,15 +15,20 @@ from sqlalchemy.exc import DBAPIError
 
 from saga_store.schema.connections import Bind, connected
 from saga_store.schema.pooler import refuse_shared_sessions
-from saga_store.schema.scripts import VERSION_TABLE
+from saga_store.schema.scripts import VERSION_TABLE, recorded_revision
 from saga_store.schema.session import (
     KEY,
+    PATH_BACK_ON_PAPER,
     Patience,
+    found_elsewhere,
     holders_of_tables,
     is_refused_lock,
+    literal,
     migration,
+    path_on_paper,
     require_schema,
     target_schema,
+    warn_of_elsewhere,
 )
 from saga_store.schema.settings import LOCK_TIMEOUT, STATEMENT_TIMEOUT, MigrationError, MigrationLockError, Settings
 from saga_store.sqlalchemy import Base
@@ -39,9 +44,6 @@ DECLARE
     version_table text := quote_ident(current_schema()) || '.{VERSION_TABLE}';
     found text;
 BEGIN
-    IF current_schema() IS NULL THEN
-        RAISE EXCEPTION 'there is no such schema: create it first' USING ERRCODE = 'invalid_schema_name';
-    END IF;
     IF NOT pg_try_advisory_lock({_KEY}) THEN
         RAISE EXCEPTION 'another migration of schema % is under way: wait for its end', current_schema()
             USING ERRCODE = 'lock_not_available';
@@ -74,7 +76,7 @@ _CREATE_SCHEMA = """
 DO $create$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {literal}) THEN
-        CREATE SCHEMA {name};
+        EXECUTE format('CREATE SCHEMA %I', {literal});
     END IF;
 END
 $create$
@@ -94,7 +96,7 @@ def run() -> None:
         _configure(dialect_name="postgresql", literal_binds=True)
         _begin_script(settings, stamps="purge" in context.get_context().opts)
         context.run_migrations()
-        _end_script(settings)
+        _end_script()
     else:
         connected(_bind(), lambda connection: _run(connection, settings))
 
@@ -108,26 +110,41 @@ def _bind() -> Bind:
 def _run(connection: Connection, settings: Settings) -> None:
     refuse_shared_sessions(connection)
     with target_schema(connection, settings) as schema:
-        _configure(connection=connection)
+        _configure(connection=connection, version_table_schema=schema)
         steps = context.get_context().opts["fn"]
         # Only what has somewhere to go writes: upgrade, downgrade, stamp.
         if "destination_rev" in context.get_context().opts:
             with migration(connection, settings, schema):
-                _migrate(connection, settings, steps)
+                _look_around(connection, schema, leads_back=steps.__name__ == "downgrade")
+                _migrate(connection, settings, schema, steps)
         else:
             with connection.begin():
                 require_schema(connection, schema)
-            _configure(connection=connection, dont_mutate=True)
+                if recorded_revision(connection) is None:
+                    warn_of_elsewhere(connection, schema)
+            _configure(connection=connection, version_table_schema=schema, dont_mutate=True)
             context.run_migrations()
 
 
-def _migrate(connection: Connection, settings: Settings, steps: StepsFunction) -> None:
+def _look_around(connection: Connection, schema: str, *, leads_back: bool) -> None:
+    """Say what other schemas have, if this one has nothing; what isn't there can't be taken back."""
+    with connection.begin():
+        if recorded_revision(connection) is not None:
+            return
+        if leads_back:
+            found = found_elsewhere(connection, schema) or f"no revision is recorded in schema {schema}"
+            raise MigrationError(f"there is nothing to downgrade: {found}")
+        warn_of_elsewhere(connection, schema)
+
+
+def _migrate(connection: Connection, settings: Settings, schema: str, steps: StepsFunction) -> None:
     """Run the steps, each in a transaction of its own, and again those that couldn't get a lock."""
     patience = Patience(connection, settings.lock_wait)
     remaining = _Remaining(steps, patience)
     while True:
         report = context.config.attributes.get("report")
-        _configure(connection=connection, fn=remaining, patience=patience, report=report)
+        how = {"fn": remaining, "patience": patience, "report": report}
+        _configure(connection=connection, version_table_schema=schema, **how)
         try:
             context.run_migrations()
         except DBAPIError as exc:
@@ -175,6 +192,7 @@ def _configure(**how: object) -> None:
         target_metadata=Base.metadata,
         version_table=VERSION_TABLE,
         include_name=_is_ours,
+        one_schema=True,  # see session.one_schema
         compare_server_default=True,
         transaction_per_migration=True,
         on_version_apply=_note,  # type: ignore[arg-type] # which is called with keywords
@@ -192,30 +210,26 @@ def _note(*, step: MigrationInfo, **_others: object) -> None:
 
 def _begin_script(settings: Settings, *, stamps: bool) -> None:
     """Write what goes before the revisions; a stamp may begin at any of them."""
-    _write(f"SET lock_timeout = {_literal(LOCK_TIMEOUT)}")
-    _write(f"SET statement_timeout = {_literal(STATEMENT_TIMEOUT)}")
-    if settings.schema:
-        name = '"' + settings.schema.replace('"', '""') + '"'
-        if settings.create_schema:
-            _write(_CREATE_SCHEMA.format(literal=_literal(settings.schema), name=name).strip())
-        _write(f"SET search_path = {name}")
+    _write(f"SET lock_timeout = {literal(LOCK_TIMEOUT)}")
+    _write(f"SET statement_timeout = {literal(STATEMENT_TIMEOUT)}")
+    if settings.schema and settings.create_schema:
+        _write(_CREATE_SCHEMA.format(literal=literal(settings.schema)).strip())
+    for statement in path_on_paper(settings.schema):
+        _write(statement)
     start = context.get_starting_revision_argument()
     start = start[0] if isinstance(start, tuple) and start else start
-    at_start = _AT_REVISION.format(revision=_literal(str(start))) if start else _AT_BASE
+    at_start = _AT_REVISION.format(revision=literal(str(start))) if start else _AT_BASE
     _write(_GUARD.format(revision="" if stamps else at_start.strip()).strip())
 
 
-def _end_script(settings: Settings) -> None:
+def _end_script() -> None:
     """Write what goes after them."""
     _write(_UNLOCK)
-    for name in ("lock_timeout", "statement_timeout", *(["search_path"] if settings.schema else [])):
+    _write(PATH_BACK_ON_PAPER)
+    for name in ("lock_timeout", "statement_timeout"):
         _write(f"RESET {name}")
 
 
 def _write(statement: str) -> None:
     # Not by context.execute, which doubles percent signs.
     context.get_context().impl.static_output(f"{statement};")
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from alembic.config import Config
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, column, select, table, text
 
 from saga_store.schema.settings import MigrationError
 
@@ -44,7 +44,10 @@ def recorded_revision(connection: Connection) -> str | None:
     qualified = "quote_ident(current_schema()) || '." + VERSION_TABLE + "'"
     if connection.scalar(text(f"SELECT to_regclass({qualified})")) is None:
         return None
-    found = list(connection.scalars(text(f"SELECT version_num FROM {VERSION_TABLE}")))  # noqa: S608 - a constant
+    schema = connection.scalar(text("SELECT current_schema()"))
+    found: list[str] = list(
+        connection.scalars(select(column("version_num")).select_from(table(VERSION_TABLE, schema=schema)))
+    )
     if len(found) > 1:
         raise MigrationError(f"{VERSION_TABLE} holds {len(found)} revisions, not one: {', '.join(sorted(found))}")
     return next(iter(found), None)

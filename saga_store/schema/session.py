@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 import random
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
@@ -17,12 +20,28 @@ from saga_store.schema.settings import LOCK_TIMEOUT, STATEMENT_TIMEOUT, Migratio
 from saga_store.sqlalchemy import Base
 from saga_store.sqlalchemy.failures import sqlstate
 
+_LOG = logging.getLogger("saga_store.migrations")
+
 # Everything is committed at once: Alembic would take an open transaction for somebody else's, and never commit.
 
 KEY = f"hashtextextended('{VERSION_TABLE}:' || {{schema}}, 0)"
 """The key of the migration lock: of its database, as all advisory locks are, of one schema and its version table."""
 
-_SEARCH_PATH = text("SELECT set_config('search_path', quote_ident(COALESCE(:schema, current_schema())), TRUE)")
+# One schema and nothing else, so that no name is found by luck. Temporary tables come first unless they are named last;
+# where they would be the first that is there, PostgreSQL would make a schema for them.
+_SEARCH_PATH = """
+    SELECT set_config('search_path', COALESCE(quote_ident(s.name), '')
+        || CASE WHEN has_schema_privilege(n.oid, 'USAGE') THEN ', pg_temp' ELSE '' END, {local})
+    FROM (SELECT COALESCE(CAST(:schema AS text), current_schema()) AS name) s
+    LEFT JOIN pg_namespace n ON n.nspname = s.name
+"""
+_ENTER = text(_SEARCH_PATH.format(local="TRUE"))
+_STAY = text(_SEARCH_PATH.format(local="FALSE"))
+_ELSEWHERE = text("""
+    SELECT DISTINCT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname IN :tables AND c.relkind IN ('r', 'p') AND n.nspname <> :schema AND n.nspname !~ '^pg_'
+    ORDER BY n.nspname
+""").bindparams(bindparam("tables", [*Base.metadata.tables, VERSION_TABLE], expanding=True))
 _EXISTS = text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
 
 # A lock wasn't to be had in time; a deadlock. The statement has been undone, and may well succeed next time.
@@ -67,14 +86,9 @@ WHERE l.granted AND l.locktype = 'advisory' AND l.objsubid = 1 AND a.datname = c
 """)  # noqa: S608 - put together from constants
 
 
-def quoted(name: str) -> str:
-    """Quote a name as a value has it; the dialect's own quoting is for statements, where percent signs are doubled."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def enter_schema(connection: Connection, schema: str | None) -> None:
     """Let names mean those of the schema, or of the session's own, until the end of the transaction."""
-    connection.execute(_SEARCH_PATH, {"schema": schema})
+    connection.execute(_ENTER, {"schema": schema})
 
 
 @contextlib.contextmanager
@@ -83,14 +97,92 @@ def target_schema(connection: Connection, settings: Settings) -> Iterator[str]:
     if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type] # open
         raise MigrationError("the connection is in autocommit, where a revision that fails couldn't be undone")
     with _restored(connection):
-        name = settings.schema
         with connection.begin():
-            if name is not None:
-                _set(connection, "search_path", quoted(name))
-            found = connection.scalar(text("SELECT current_schema()"))
-        if name is None and found is None:
-            raise MigrationError("no schema of the session's search_path exists: create it, or name one as schema")
-        yield name or str(found)
+            name = settings.schema or _current_schema(connection)
+            connection.execute(_STAY, {"schema": name})
+        yield name
+
+
+@contextlib.contextmanager
+def one_schema(context: MigrationContext, schema: str | None = None) -> Iterator[None]:
+    """Let all names in a migration of an application's own Alembic mean those of one schema, until the end.
+
+    That is the one that is named, or what the connection's ``schema_translate_map`` makes of none, or the first of the
+    session's search_path. If the migration fails, the setting goes with its transaction or session.
+    """
+    if context.opts.get("one_schema"):
+        yield
+        return
+    context.opts["one_schema"] = True
+    try:
+        connection = None if context.as_sql else context.connection
+        if connection is None:
+            for statement in path_on_paper(schema):
+                context.impl.static_output(f"{statement};")
+            yield
+            context.impl.static_output(f"{PATH_BACK_ON_PAPER};")
+            return
+        translated = connection.get_execution_options().get("schema_translate_map") or {}
+        before = connection.scalar(text("SELECT current_setting('search_path')"))
+        name = schema or translated.get(None) or _current_schema(connection)
+        connection.execute(_STAY, {"schema": name})
+        yield
+        _set(connection, "search_path", str(before))
+    finally:
+        del context.opts["one_schema"]
+
+
+def path_on_paper(schema: str | None) -> Iterator[str]:
+    """Yield the statements of a script after which names mean those of one schema; there, too, it is the one named."""
+    name = "current_schema()" if schema is None else literal(schema)
+    yield f"""\
+DO $place$
+BEGIN
+    IF to_regnamespace(quote_ident({name})) IS NULL THEN
+        RAISE EXCEPTION 'there is no such schema: create it first' USING ERRCODE = 'invalid_schema_name';
+    END IF;
+    PERFORM set_config('saga_store.search_path', current_setting('search_path'), FALSE);
+    PERFORM set_config('search_path', quote_ident({name}) || ', pg_temp', FALSE);
+END
+$place$"""
+
+
+PATH_BACK_ON_PAPER = (
+    "DO $place$ BEGIN PERFORM set_config('search_path', current_setting('saga_store.search_path'), FALSE); END $place$"
+)
+
+
+def literal(value: str) -> str:
+    """Quote a text for SQL, also between dollar quotes."""
+    if "\\" in value or "$" in value:
+        return "E'" + value.replace("\\", "\\\\").replace("'", "''").replace("$", "\\x24") + "'"
+    return "'" + value.replace("'", "''") + "'"
+
+
+def found_elsewhere(connection: Connection, schema: str | None) -> str:
+    """Say which other schemas have tables of our names, and how to name one; nothing if there is none."""
+    others = list(connection.scalars(_ELSEWHERE, {"schema": schema or ""}))
+    if not others:
+        return ""
+    return (
+        f"there is nothing of saga-store's in schema {schema}, but there is in {', '.join(others)}: if that was meant, "
+        f"name it, --schema {shlex.quote(others[0])} (alembic: -x schema=NAME)"
+    )
+
+
+def warn_of_elsewhere(connection: Connection, schema: str) -> None:
+    """Log what is found in other schemas, for whoever finds nothing in this one."""
+    if found := found_elsewhere(connection, schema):
+        _LOG.warning("%s", found)
+
+
+def _current_schema(connection: Connection) -> str:
+    found = connection.scalar(text("SELECT current_schema()"))
+    if found is None:
+        raise MigrationError("no schema of the session's search_path exists: create it, or name one as schema")
+    if str(found).startswith("pg_"):
+        raise MigrationError(f"the session's search_path begins with {found}, where no table stays: name a schema")
+    return str(found)
 
 
 @contextlib.contextmanager
@@ -117,7 +209,13 @@ def _see_to(connection: Connection, settings: Settings, schema: str) -> None:
     # Asked first: CREATE SCHEMA IF NOT EXISTS is refused to a role that may create none, also where there is one.
     if settings.create_schema and settings.schema and connection.scalar(_EXISTS, {"schema": schema}) is None:
         connection.execute(CreateSchema(schema, if_not_exists=True))
+        connection.execute(_STAY, {"schema": schema})
     require_schema(connection, schema)
+    if connection.scalar(text("SELECT current_schema()")) != schema:
+        raise MigrationError(
+            f"names don't mean those of schema {schema!r} in this session: have USAGE on it granted, or, if a listener "
+            "of the engine's sets the search_path of each transaction, pass another engine"
+        )
 
 
 @contextlib.contextmanager

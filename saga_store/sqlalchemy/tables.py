@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-REVISION = "saga_store_0003"
+REVISION = "saga_store_0004"
 """The migration that this release needs."""
 
 _NOW = text("now()")
