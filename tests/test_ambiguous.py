@@ -170,6 +170,7 @@ class TestOthersWriteMeanwhile:
                 await task
             assert info.value.saga_id == scene.saga_id
             assert info.value.__cause__ is not None
+            assert ["others have written more than 7 times" in note for note in info.value.__notes__] == [True]
             assert (await scene.steps()).count("mine") == 1
 
     @pytest.mark.parametrize(("times", "versioned"), [(1, True), (KEPT - 1, True), (3 * KEPT, False)])

@@ -17,6 +17,7 @@ from saga_store import (
     UnknownOutcomeError,
 )
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sqlalchemy.execution import News, Retries
 from saga_store.sqlalchemy.write_sql import KEPT, KEPT_OF_ONE_VERSION
 from tests.connections import lock_table, until_blocked
 from tests.databases import Database
@@ -128,6 +129,7 @@ class TestNoAnswer:
             with pytest.raises(UnknownOutcomeError) as info:
                 await change(scene)
             assert info.value.__cause__ is not None
+            assert info.value.__notes__ == ["nothing could be found out within retry_for, which is 0.2 s"]
             scene.proxy.target = target
             assert (await scene.saga()).version == 2
 
@@ -186,3 +188,16 @@ class TestTerminatedBackend:
                 await holder.rollback()
             assert await task == 2
             assert await scene.steps() == ["mine"]
+
+
+class TestNews:
+    async def test_a_statement_that_gets_through_ends_the_pause(self) -> None:
+        """Whoever waits for the server goes on when it has answered somebody else of the same storage."""
+        news, retries = News(), Retries(3600, 3600)
+        async with asyncio.timeout(60):
+            for _ in range(20):  # the pauses, which double each time, would last for hours
+                pause = asyncio.create_task(retries.pause(until=news))
+                while not pause.done():
+                    await asyncio.sleep(0)
+                    news.tell()
+                assert await pause

@@ -103,6 +103,20 @@ class TestOutcomes:
         assert found.answers == {Answer.OK: 1, Answer.UNKNOWN: 3}
         assert found.undecided == fenced
 
+    @pytest.mark.parametrize("others", [7, 8])
+    def test_what_others_outran_is_told_apart(self, others: int) -> None:
+        """From eight writes with a version on, made while its outcome was looked for, the row may have forgotten it."""
+        unknown = operation(asked("x", 10, context=True, fenced=True), Answer.UNKNOWN, until=100)
+        tokens = [f"o{number}" for number in range(others)]
+        beside = [operation(asked(token, 20, context=True, fenced=True), Answer.OK, until=90) for token in tokens]
+        without = operation(asked("w", 20, context=True), Answer.OK, until=90)
+        before = operation(asked("b", 1, context=True, fenced=True), Answer.OK)
+        written = ["b", *tokens, "w"]
+        states = [State(2 + at, "PENDING", token, 7 + at) for at, token in enumerate(written)]
+        found = verdict([before, unknown, *beside, without], states)
+
+        assert (found.outrun, found.undecided) == (([unknown], []) if others == 8 else ([], [unknown]))
+
 
 class TestStatusAlone:
     """A status carries no token, so these writes are told apart by their order."""

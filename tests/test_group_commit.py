@@ -66,7 +66,7 @@ from saga_store import (
 from saga_store.sqlalchemy import SqlAlchemySagaStorage, pooled
 from saga_store.sqlalchemy import group_commit as module
 from saga_store.sqlalchemy.binds import EngineBind
-from saga_store.sqlalchemy.execution import Executor
+from saga_store.sqlalchemy.execution import Executor, News
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.sqlalchemy.writer import Patience, Writer
 from saga_store.write import Outcome, Write
@@ -717,7 +717,7 @@ class TestOnPostgreSQL:
             joined = SqlAlchemySagaStorage(session)
             await joined.create_saga(second, "order", {})
             batch = [Write(first, name="order", context="{}"), Write(second, name="order", context="{}")]
-            writer = Writer(Executor(EngineBind(engine, None).target(writes=True), 5), resolves=True)
+            writer = Writer(Executor(EngineBind(engine, None).target(writes=True), 5, News()), resolves=True)
             crosswise = asyncio.create_task(writer.explain(batch, waits=True))
             await until_blocked(database)
             [refusal] = await asyncio.gather(joined.create_saga(first, "order", {}), return_exceptions=True)

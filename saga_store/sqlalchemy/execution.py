@@ -71,42 +71,67 @@ class Failure:
     retry: Retry
 
 
-def pauses() -> Iterator[float]:
+def pauses(longest: float = _LONGEST_PAUSE_SECONDS) -> Iterator[float]:
     """Yield growing pauses in seconds, drawn at random, or those who failed together would come back together."""
-    longest = _FIRST_PAUSE_SECONDS
+    bound = _FIRST_PAUSE_SECONDS
     while True:
-        yield random.uniform(0, longest)  # noqa: S311 - jitter, not a secret
-        longest = min(2 * longest, _LONGEST_PAUSE_SECONDS)
+        yield random.uniform(0, bound)  # noqa: S311 - jitter, not a secret
+        bound = min(2 * bound, longest)
 
 
 class Retries:
-    """The pauses of one call; its time begins when something fails for the first time."""
+    """The pauses of one call; its time begins now, when something has failed for the first time."""
 
-    __slots__ = ("_deadline", "_pauses", "_seconds")
+    __slots__ = ("_deadline", "_pauses")
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._deadline: float | None = None
-        self._pauses = pauses()
+    def __init__(self, seconds: float, longest_pause: float = _LONGEST_PAUSE_SECONDS) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._pauses = pauses(longest_pause)
 
-    async def pause(self) -> bool:
-        """Wait a little before the next attempt; False, at once, if there is no time for one."""
-        now = time.monotonic()
-        if self._deadline is None:
-            self._deadline = now + self._seconds
-        left = self._deadline - now
+    async def pause(self, *, until: "News | None" = None) -> bool:
+        """Wait a little before the next attempt, or ``until`` there is news; False, at once, if there is no time."""
+        left = self._deadline - time.monotonic()
         if left <= 0:
             return False
-        await asyncio.sleep(min(next(self._pauses), left))
+        seconds = min(next(self._pauses), left)
+        await (until.wait(seconds) if until else asyncio.sleep(seconds))
         return True
 
 
-class Executor:
-    """Runs statements at a target; ``retry_for`` is how many seconds a call goes on trying after its first failure."""
+class News:
+    """That a statement got through: whoever waits for the server needn't wait any longer."""
 
-    def __init__(self, target: Target, retry_for: float) -> None:
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def tell(self) -> None:
+        if self._waiting:
+            loop = asyncio.get_running_loop()
+            for waiting in list(self._waiting):
+                if waiting.get_loop() is loop and not waiting.done():
+                    waiting.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        try:
+            await asyncio.wait([waiting], timeout=seconds)
+        finally:
+            self._waiting.discard(waiting)
+
+
+class Executor:
+    """Runs statements at a target.
+
+    ``retry_for`` is how many seconds a call goes on trying after its first failure, and ``news`` the whole storage's.
+    """
+
+    def __init__(self, target: Target, retry_for: float, news: News) -> None:
         self._target = target
         self.retry_for = retry_for
+        self.news = news
 
     @property
     def joins(self) -> bool:
@@ -117,7 +142,7 @@ class Executor:
     async def holding(self) -> AsyncIterator["Executor"]:
         """Give an executor for statements that follow each other closely; it may keep its connection meanwhile."""
         async with self._target.holding() as target:
-            yield Executor(target, self.retry_for)
+            yield Executor(target, self.retry_for, self.news)
 
     async def execute(
         self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
@@ -137,7 +162,7 @@ class Executor:
     async def attempt(
         self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
     ) -> Rows | Failure:
-        return await _once(lambda attempt: self._target.execute(statement, parameters, attempt), if_lost)
+        return await self._once(lambda attempt: self._target.execute(statement, parameters, attempt), if_lost)
 
     async def transact(
         self, work: Callable[[Transaction, Attempt], Awaitable[_T]], *, if_lost: UnknownOutcomeError | None = None
@@ -156,28 +181,31 @@ class Executor:
     async def _again(
         self, call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None
     ) -> _T | Failure:
-        answer = await _once(call, if_lost)
+        answer = await self._once(call, if_lost)
         if isinstance(answer, Failure) and answer.retry is Retry.ONCE and self.retry_for:
-            answer = await _once(call, if_lost)
+            answer = await self._once(call, if_lost)
         if isinstance(answer, Failure):
             retries = Retries(self.retry_for)
             while isinstance(answer, Failure) and answer.retry is Retry.SAFE and await retries.pause():
-                answer = await _once(call, if_lost)
+                answer = await self._once(call, if_lost)
         return answer
 
-
-async def _once(call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None) -> _T | Failure:
-    attempt = Attempt()
-    try:
-        return await call(attempt)
-    except SagaStoreError:
-        raise  # the bind refused what it was bound to
-    except Exception as exc:
-        if isinstance(exc, TypeError) and attempt.engine is None:
-            raise  # the bind is of a kind that can't be used
-        failure = await _failure(exc, attempt, if_lost)
-        failure.error.__cause__ = exc
-        return failure
+    async def _once(
+        self, call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None
+    ) -> _T | Failure:
+        attempt = Attempt()
+        try:
+            answer = await call(attempt)
+        except SagaStoreError:
+            raise  # the bind refused what it was bound to
+        except Exception as exc:
+            if isinstance(exc, TypeError) and attempt.engine is None:
+                raise  # the bind is of a kind that can't be used
+            failure = await _failure(exc, attempt, if_lost)
+            failure.error.__cause__ = exc
+            return failure
+        self.news.tell()
+        return answer
 
 
 async def _failure(exc: Exception, attempt: Attempt, if_lost: UnknownOutcomeError | None) -> Failure:

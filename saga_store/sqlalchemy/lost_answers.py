@@ -25,17 +25,27 @@ from saga_store.sqlalchemy.write_sql import KEPT, explain
 from saga_store.write import Outcome, Write
 from saga_store.write_ids import RANDOM_BITS, VERSION_MASK, leads_to
 
+# Shorter than elsewhere, for others whose connections live write meanwhile, and the row keeps the ids of so many only.
+_LONGEST_PAUSE_SECONDS = 0.2
+
 
 @dataclass(slots=True)
 class _Sent:
-    """A write that may have been written; ``is_open`` as long as another attempt may tell its outcome."""
+    """A write that may have been written; ``is_open`` as long as another attempt may tell its outcome.
+
+    ``doubt`` says why there is none.
+    """
 
     write: Write
     is_open: bool
+    doubt: str
     outcome: Outcome | None = None
 
-    def decide(self, outcome: Outcome | None) -> None:
+    def decide(self, outcome: Outcome) -> None:
         self.outcome, self.is_open = outcome, False
+
+    def give_up(self, doubt: str) -> None:
+        self.doubt, self.is_open = doubt, False
 
 
 async def resolve(executor: Executor, writes: Sequence[Write], lost: UnknownOutcomeError) -> dict[int, Outcome]:
@@ -43,11 +53,15 @@ async def resolve(executor: Executor, writes: Sequence[Write], lost: UnknownOutc
 
     They go by the integers of the sagas' ids.
     """
-    retries = Retries(executor.retry_for)
-    sent = [_Sent(write, is_open=write.expected_version is not None) for write in writes]
-    while (still_open := [one for one in sent if one.is_open]) and await retries.pause():
-        await _write_again(executor, still_open)
-    return {one.write.saga_id.int: _unknown(one.write, lost) if one.outcome is None else one.outcome for one in sent}
+    retries = Retries(executor.retry_for, _LONGEST_PAUSE_SECONDS)
+    sent = [_begun(write, executor.retry_for) for write in writes]
+    while still_open := [one for one in sent if one.is_open]:
+        answered = await _write_again(executor, still_open)
+        # While the server can't be reached, the first of this storage's statements that gets through ends the pause.
+        news = None if answered else executor.news
+        if any(one.is_open for one in still_open) and not await retries.pause(until=news):
+            break
+    return {one.write.saga_id.int: _unknown(one, lost) if one.outcome is None else one.outcome for one in sent}
 
 
 async def judge(executor: Executor, write: Write) -> Outcome:
@@ -56,24 +70,31 @@ async def judge(executor: Executor, write: Write) -> Outcome:
     if not rows:
         return SagaNotFoundError(write.saga_id)
     [(_, version, recent)] = rows
-    refused = _Sent(write, is_open=True)
+    refused = _begun(write, executor.retry_for)
     _judge(refused, version, read_ids(recent))
-    return UnknownOutcomeError(write.saga_id) if refused.outcome is None else refused.outcome
+    return _unknown(refused, None) if refused.outcome is None else refused.outcome
 
 
-async def _write_again(executor: Executor, sent: Sequence[_Sent]) -> None:
-    """Tell the outcomes that can be told by now."""
+def _begun(write: Write, seconds: float) -> _Sent:
+    if write.expected_version is None:
+        return _Sent(write, is_open=False, doubt="it expects no version, by which it could have been found out")
+    return _Sent(write, is_open=True, doubt=f"nothing could be found out within retry_for, which is {seconds:g} s")
+
+
+async def _write_again(executor: Executor, sent: Sequence[_Sent]) -> bool:
+    """Tell the outcomes that can be told by now; return whether the server answered."""
     writes = [one.write for one in sent]
     statement = explain(waits=False, again=True)  # it waits for nobody, or one locked row would hold up the others
     lost = UnknownOutcomeError(writes[0].saga_id)
     rows = await executor.attempt(statement, of_all(statement, writes), if_lost=lost)
     if isinstance(rows, Failure):
-        if len(sent) > 1 and rows.retry is Retry.NEVER:
+        if rows.retry is not Retry.NEVER:
+            return False
+        if len(sent) > 1:
             # It may be for one write's sake, or for a saga that somebody is creating just now.
             middle = len(sent) // 2
-            await _write_again(executor, sent[:middle])
-            await _write_again(executor, sent[middle:])
-        return
+            return await _write_again(executor, sent[:middle]) and await _write_again(executor, sent[middle:])
+        return True
     refused = []
     for one, (_, written, _, _, _, is_there) in zip(sent, sorted(rows, key=itemgetter(0)), strict=True):
         if written is not None:
@@ -82,6 +103,7 @@ async def _write_again(executor: Executor, sent: Sequence[_Sent]) -> None:
             refused.append(one)  # the others are locked: perhaps by the first attempt
     if refused:
         await _judge_refused(executor, refused)
+    return True
 
 
 async def _judge_refused(executor: Executor, refused: Sequence[_Sent]) -> None:
@@ -108,7 +130,11 @@ def _judge(refused: _Sent, version: int, recent: Sequence[int]) -> None:
     elif version <= expected:
         return  # the first attempt, if it is under way still, could yet succeed
     elif write.write_id is not None and not cannot_have_been_dropped(write, version, recent):
-        refused.decide(None)  # no attempt will ever tell
+        # No attempt will ever tell.
+        refused.give_up(
+            f"it led to version {leads_to(write)}, and the saga is at {version}: others have written more than "
+            f"{KEPT - 1} times since, and the row keeps the ids of {len(recent)} writes"
+        )
     elif write.creates:
         refused.decide(SagaAlreadyExistsError(write.saga_id))
     else:
@@ -124,7 +150,8 @@ def cannot_have_been_dropped(write: Write, found: int, recent: Sequence[int]) ->
     return found - age < leads_to(write)
 
 
-def _unknown(write: Write, lost: UnknownOutcomeError) -> UnknownOutcomeError:
-    own = UnknownOutcomeError(write.saga_id)
-    own.__cause__ = lost.__cause__
+def _unknown(sent: _Sent, lost: UnknownOutcomeError | None) -> UnknownOutcomeError:
+    own = UnknownOutcomeError(sent.write.saga_id)
+    own.add_note(sent.doubt)
+    own.__cause__ = lost and lost.__cause__
     return own

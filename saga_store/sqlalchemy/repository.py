@@ -19,7 +19,7 @@ from saga_store.inspection import Cursor, InterventionPage, SagaCount, SagaFigur
 from saga_store.joining import Part
 from saga_store.model import Context, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, PoolTarget, Target, make_bind
-from saga_store.sqlalchemy.execution import Executor
+from saga_store.sqlalchemy.execution import Executor, News
 from saga_store.sqlalchemy.following import take_part
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.sqlalchemy.lost_answers import read_ids
@@ -113,6 +113,7 @@ class SqlAlchemySagaStorage(SagaStorage):
         if group_by is not None and not callable(group_by):
             raise TypeError(f"group_by must be a function that returns a key, not {group_by!r}")
         self._retry_seconds = valid_period("retry_for", retry_for).total_seconds()
+        self._news = News()
         self._schema = schema
         self._joins = isinstance(self._bind, JoinedBind)
         # If a run of another storage writes in this transaction: what database that one is on.
@@ -136,7 +137,7 @@ class SqlAlchemySagaStorage(SagaStorage):
         return self._group.write(write, target)
 
     def _writer(self, target: Target) -> Writer:
-        return Writer(Executor(target, self._retry_seconds), resolves=self._retry_seconds > 0 and not target.joins)
+        return Writer(self._at(target), resolves=self._retry_seconds > 0 and not target.joins)
 
     def _execute(
         self,
@@ -149,7 +150,10 @@ class SqlAlchemySagaStorage(SagaStorage):
         return self._executor(writes=writes).execute(statement, parameters, if_lost=if_lost)
 
     def _executor(self, *, writes: bool) -> Executor:
-        return Executor(self._bind.target(writes=writes), self._retry_seconds)
+        return self._at(self._bind.target(writes=writes))
+
+    def _at(self, target: Target) -> Executor:
+        return Executor(target, self._retry_seconds, self._news)
 
     def _joined(self, into: object) -> "SqlAlchemySagaStorage":
         if self._joins:

@@ -24,7 +24,11 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=8, help="tasks of each client (8)")
     parser.add_argument("--seed", default=secrets.token_hex(4), help="chooses the faults and what clients write")
     parser.add_argument("--data", type=Path, help="a folder for the server's data and the journals")
-    parser.add_argument("--definite", action="store_true", help="fail if a write with a version stays unknown")
+    parser.add_argument(
+        "--definite",
+        action="store_true",
+        help="fail if a write with a version stays unknown, and not because others outran it",
+    )
     options = parser.parse_args()
     print(f"seed {options.seed} (the same again: --seed {options.seed})", flush=True)  # noqa: T201 - a program's output
     # So that what was started is stopped, and the disk unmounted.

@@ -43,13 +43,26 @@ class Finding:
         return f"{self.fault}: {self.what} (saga {self.saga})"
 
 
+# So many others with a version have to be written before nobody can tell any more: docs/ambiguous_commits.md.
+OUTRUN_BY = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``answers`` counts the writes by answer; ``undecided`` has those with a version whose outcome stayed unknown."""
+    """What came of all writes.
+
+    Attributes:
+        answers: Counts them by answer.
+        undecided: Those with a version whose outcome stayed unknown, although it could have been found out.
+        findings: What the storage did wrong.
+        outrun: Those with a version whose outcome stayed unknown, with others written meanwhile, so many that no row
+            could tell.
+    """
 
     answers: Counter[Answer | None]
     undecided: Sequence[Operation]
     findings: Sequence[Finding]
+    outrun: Sequence[Operation] = ()
 
     @property
     def counts(self) -> dict[Fault, int]:
@@ -62,13 +75,17 @@ def check(operations: Sequence[Operation], stored: Stored) -> Verdict:
     for operation in sorted(operations, key=lambda operation: operation.asked.at):
         by_saga[operation.asked.saga].append(operation)
     findings: list[Finding] = []
+    outrun: list[Operation] = []
     for saga in {**by_saga, **stored.states, **stored.logs, **stored.sagas}:
         examined = _Saga(by_saga[saga], stored.states.get(saga, ()), stored.logs.get(saga, ()), stored.sagas.get(saga))
         findings += [Finding(fault, saga, what) for fault, what in examined.findings()]
+        outrun += examined.outrun()
+    unknown = [operation for operation in operations if operation.asked.fenced and operation.answer is Answer.UNKNOWN]
     return Verdict(
         Counter(operation.answer for operation in operations),
-        [operation for operation in operations if operation.asked.fenced and operation.answer is Answer.UNKNOWN],
+        [operation for operation in unknown if operation not in outrun],
         findings,
+        outrun,
     )
 
 
@@ -102,6 +119,26 @@ class _Saga:
         yield from self._order("states", [(at, token) for token, found in self.traces.items() for at in found.states])
         yield from self._order("log entries", [(at, row.token) for at, row in enumerate(self.logs)])
         yield from self._versions()
+
+    def outrun(self) -> Iterator[Operation]:
+        """Yield what stayed unknown although it carries a version, where that is how it has to be."""
+        with_version = [one for one in self.operations.values() if one.asked.fenced]
+        for operation in with_version:
+            if operation.answer is Answer.UNKNOWN and operation.answered:
+                asked, told = operation.asked.at, operation.answered.at
+                others = [
+                    one
+                    for one in with_version
+                    if one is not operation
+                    and one.asked.at < told
+                    and (one.answered is None or one.answered.at > asked)
+                    and self._is_there(one.asked.token)
+                ]
+                if len(others) >= OUTRUN_BY:
+                    yield operation
+
+    def _is_there(self, token: str) -> bool:
+        return bool(self.traces[token].states) or any(self.traces[token].logs.values())
 
     def _assign_states(self) -> Iterator[tuple[Fault, str]]:
         alone: list[int] = []

@@ -64,7 +64,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What came back: ``version`` if the call returns one, ``error`` and ``code`` (SQLSTATE) if it raised."""
+    """What came back: ``version`` if the call returns one; ``error``, ``code`` (SQLSTATE), ``notes`` if it raised."""
 
     token: str
     answer: Answer
@@ -72,6 +72,7 @@ class Answered:
     version: int | None = None
     error: str | None = None
     code: str | None = None
+    notes: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class Result:
             "left_out": list(self.left_out),
             "answers": {answer or "none": count for answer, count in self.verdict.answers.items()},
             "unknown_with_version": [_waited(operation) for operation in self.verdict.undecided],
+            "unknown_with_version_outrun": [_waited(operation) for operation in self.verdict.outrun],
             "found": {str(fault): count for fault, count in self.verdict.counts.items()},
             "findings": [str(finding) for finding in self.verdict.findings],
         }
@@ -84,19 +85,22 @@ def summary(result: Result) -> str:
         ("  unavailable (nothing written)", answers[Answer.UNAVAILABLE]),
         ("  unknown", answers[Answer.UNKNOWN]),
         ("    of these with a version", len(result.verdict.undecided)),
+        ("    outrun by 8 others or more", len(result.verdict.outrun)),
         ("  client died before an answer", answers[None]),
         *((str(fault), count) for fault, count in result.verdict.counts.items()),
     ]
     lines = [f"{name:38} {value}" for name, value in rows]
-    undecided = [f"? {_waited(operation)}" for operation in result.verdict.undecided[:FINDINGS_SHOWN]]
+    unknown = [*result.verdict.undecided, *result.verdict.outrun]
+    undecided = [f"? {_waited(operation)}" for operation in unknown[:FINDINGS_SHOWN]]
     return "\n".join([*lines, *undecided, *_shown(result.verdict.findings)])
 
 
 def _waited(operation: Operation) -> str:
-    """How long the storage tried to find out."""
+    """How long the storage tried to find out, and why it couldn't."""
     asked, answered = operation.asked, operation.answered
     seconds = (answered.at - asked.at) / 1e9 if answered else 0
-    return f"{asked.call} {asked.token}: unknown after {seconds:.1f} s (saga {asked.saga})"
+    notes = f": {answered.notes}" if answered and answered.notes else ""
+    return f"{asked.call} {asked.token}: unknown after {seconds:.1f} s (saga {asked.saga}){notes}"
 
 
 def _shown(findings: Sequence[Finding]) -> list[str]:

@@ -62,7 +62,8 @@ class Client:
         except Exception as exc:  # noqa: BLE001 - what isn't of the contract is for the checker to report
             code = getattr(exc, "sqlstate", None)
             error = type(exc).__name__ if isinstance(exc, SagaStoreError) else repr(exc)
-            answered = Answered(asked.token, _meaning(exc), now(), error=error, code=code)
+            notes = "; ".join(getattr(exc, "__notes__", ()))
+            answered = Answered(asked.token, _meaning(exc), now(), error=error, code=code, notes=notes)
         else:
             answered = Answered(asked.token, Answer.OK, now(), version)
         await self._journal.note(answered)
