@@ -13,8 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from saga_store.cli import sagas_shown as shown
 from saga_store.cli.console import Console
@@ -33,8 +32,7 @@ from saga_store.inspection import (
     fold_history,
 )
 from saga_store.model import SagaLogEntry, SagaStatus, SagaStepStatus
-from saga_store.schema.drivers import connect_arguments
-from saga_store.schema.urls import Address
+from saga_store.schema.connections import opened
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 
 STUCK = (SagaCondition.EXHAUSTED, SagaCondition.ABANDONED, SagaCondition.STALE)
@@ -101,16 +99,10 @@ def _on(work: _Work) -> Run:
 
 
 async def _run(work: _Work, given: argparse.Namespace, console: Console) -> Exit:
-    address = Address.read(given_url(given))
-    engine = create_async_engine(
-        f"postgresql+{address.driver}://", connect_args=connect_arguments(address), poolclass=NullPool
-    )
-    if given.schema is not None:
-        _look_in(engine, given.schema)
-    try:
+    async with opened(given_url(given)) as engine:
+        if given.schema is not None:
+            _look_in(engine, given.schema)
         return await work(SqlAlchemySagaStorage(engine, retry_for=timedelta(0)), given, console)
-    finally:
-        await engine.dispose()
 
 
 def _look_in(engine: AsyncEngine, schema: str) -> None:

@@ -1,8 +1,8 @@
 """A connection to migrate on: from a URL, an engine or a connection, with either driver."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine
@@ -51,6 +51,21 @@ def connected(bind: Bind, work: Callable[[Connection], T]) -> T:
             f"connection: {RUN_SYNC}"
         )
     return asyncio.run(_on_async_engine(create_async_engine(url, **how), address, work))
+
+
+@asynccontextmanager
+async def opened(given: str) -> AsyncIterator[AsyncEngine]:
+    """Yield an engine on a URL that has been connected once, so that what goes wrong is told as by ``connected``."""
+    address = Address.read(given)
+    engine = create_async_engine(
+        f"postgresql+{address.driver}://", connect_args=connect_arguments(address), poolclass=NullPool
+    )
+    try:
+        with _explained(address):
+            await (await engine.connect()).close()
+        yield engine
+    finally:
+        await engine.dispose()
 
 
 def _on_engine(engine: Engine, address: Address | MigrationError, work: Callable[[Connection], T]) -> T:

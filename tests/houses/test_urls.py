@@ -257,12 +257,27 @@ class TestNothingSecretIsShown:
 
     def test_what_cannot_be_reached(self) -> None:
         for url in filled(UNREACHABLE):
+            said = said_by(typed("saga", "stats", "--url", url))
+            assert said.startswith("saga-store: ")
+            assert CANARY not in said, url
             for entry in (schema.check, by_engine):
                 said = said_by(lambda url=url, entry=entry: entry(url))  # type: ignore[misc] # bound at once
                 assert "MigrationError: " in said, url
                 assert CANARY not in said, url
 
-    @pytest.mark.parametrize("verb", [["upgrade"], ["downgrade", "base"], ["current"], ["check"], ["adopt"]])
+    @pytest.mark.parametrize(
+        "verb",
+        [
+            ["upgrade"],
+            ["downgrade", "base"],
+            ["current"],
+            ["check"],
+            ["adopt"],
+            ["grants", "--check", "--role=a"],
+            ["saga", "stats"],
+        ],
+        ids=" ".join,
+    )
     @pytest.mark.parametrize("how", ["option", "environment", "json"])
     def test_by_the_command(self, verb: list[str], how: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """In one line, and the command exits with 1."""
@@ -335,6 +350,7 @@ class TestNothingSecretIsShown:
     def test_what_the_server_repeats(self, empty_database: Database, driver: str) -> None:
         """A server quotes a setting that it refuses."""
         url = f"{empty_database.url(driver)}?options=-cstatement_timeout%3Dc4n4ry"
+        assert CANARY not in said_by(typed("saga", "stats", "--url", url))
         said = said_by(lambda: schema.check(url))
         assert 'invalid value for parameter "statement_timeout": "***"' in said
         assert CANARY not in said
