@@ -233,6 +233,16 @@ def _no_connection(exc: Exception) -> SagaStoreError:
             f"no connection of the engine's pool became free in time: {reason(exc)}; give the engine a larger "
             "pool_size or a longer pool_timeout, and see to it that connections are given back"
         )
+    if isinstance(exc, TypeError) and "bytes-like" in str(exc):
+        return StorageUnavailableError(
+            f"couldn't get a connection: {reason(exc)}; psycopg gives SQLAlchemy bytes where the client encoding is "
+            "SQL_ASCII: have it be another, by connect_args={'client_encoding': 'utf8'}"
+        )
+    if isinstance(exc, RuntimeError) and "event loop" in str(exc):
+        return StorageUnavailableError(
+            f"couldn't get a connection: {reason(exc)}; an engine can't be shared between loops that are open: make an "
+            "engine and a storage for each"
+        )
     if not isinstance(exc, SQLAlchemyError | OSError) and not is_drivers(exc):
         return StorageUnavailableError(
             f"couldn't get a connection: {type(exc).__name__}: {reason(exc)}; no driver raised this, so look at "

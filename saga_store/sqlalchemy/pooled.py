@@ -11,6 +11,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine, Pool, PoolProxiedConnection, QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -114,6 +115,7 @@ class _Taken:
     """
 
     def __init__(self, engine: Engine) -> None:
+        _leave_closed_loop(engine)
         self._engine, self._pool = engine, engine.pool
         self._pooled = _live_connection(engine)
         connection: Any = self._pooled.dbapi_connection
@@ -151,6 +153,34 @@ class _Taken:
             self._pooled.close()
 
 
+_loops: "WeakKeyDictionary[Pool, asyncio.AbstractEventLoop]" = WeakKeyDictionary()
+
+
+def _leave_closed_loop(engine: Engine) -> None:
+    """Give the engine another pool if its own belongs to a loop that has ended, as with ``asyncio.run`` called twice.
+
+    The connections are of no use in another loop, nor is the queue in which callers wait for one.
+    """
+    pool, loop = engine.pool, asyncio.get_running_loop()
+    known = _loops.setdefault(pool, loop)
+    if known is loop or not known.is_closed():
+        return
+    if isinstance(pool, QueuePool):
+        for _ in range(pool.checkedin()):
+            pooled = engine.raw_connection()
+            _abandon(pooled.driver_connection)
+            pooled.invalidate()
+            pooled.close()
+    engine.dispose(close=False)
+
+
+def _abandon(driver: Any) -> None:  # noqa: ANN401 - asyncpg has no types
+    """Have a connection of another loop closed without a word: to say goodbye would take its own loop."""
+    if hasattr(driver, "terminate"):
+        with suppress(RuntimeError):  # the loop is closed; asyncpg has marked the connection as closed by then
+            driver.terminate()
+
+
 def _live_connection(engine: Engine) -> PoolProxiedConnection:
     """Take a connection from the pool, after throwing away those that are of no use any more."""
     for _ in range(_MOST_STALE):
@@ -160,7 +190,8 @@ def _live_connection(engine: Engine) -> PoolProxiedConnection:
             liveness = pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)
         if liveness.is_usable():
             break
-        liveness.abandon()
+        if not liveness.is_of_this_loop():
+            _abandon(pooled.driver_connection)
         pooled.invalidate()
         pooled.close()
     else:
@@ -184,7 +215,7 @@ class Liveness:
 
     A server that ends a connection says so, and closes it: then the socket has something to read, which nobody has
     asked for. So has one of which the server changed a setting, say; to replace that connection does no harm. Nor is
-    one of any use that was made in an event loop that has ended, as with ``asyncio.run`` called twice.
+    one of any use that was made in another event loop.
     """
 
     def __init__(self, driver: Any) -> None:  # noqa: ANN401 - asyncpg has no types
@@ -202,13 +233,10 @@ class Liveness:
     def is_usable(self) -> bool:
         """Whether it is of this loop, and the server has neither said anything nor hung up; in about a microsecond."""
         # asyncpg reads by itself whenever the event loop gets to it, and then nothing is left in the socket.
-        return self._loop is asyncio.get_running_loop() and not (is_closed(self._driver) or self._is_readable())
+        return self.is_of_this_loop() and not (is_closed(self._driver) or self._is_readable())
 
-    def abandon(self) -> None:
-        """Have it closed without a word, if saying goodbye would take its own loop."""
-        if self._loop is not asyncio.get_running_loop() and hasattr(self._driver, "terminate"):
-            with suppress(RuntimeError):  # the loop is closed; asyncpg has marked the connection as closed by then
-                self._driver.terminate()
+    def is_of_this_loop(self) -> bool:
+        return self._loop is asyncio.get_running_loop()
 
 
 def _poll(descriptor: int) -> Callable[[], object]:

@@ -1,0 +1,382 @@
+"""Routing: each caller's write goes where that caller's session would have sent it, whoever flushes.
+
+Who may be where: of callers A, A and B, of two tenants, one flushes alone, the others queue. Whoever flushes lends the
+others nothing: not an engine, not a schema, not a context.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+from sqlalchemy import Connection, Engine, event, make_url, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
+from sqlalchemy.sql import Delete, Insert, Update
+
+from saga_store import (
+    InvalidSagaDataError,
+    SagaAlreadyExistsError,
+    SagaConcurrencyError,
+    SagaNotFoundError,
+    SagaStatus,
+    SagaStepStatus,
+    SchemaError,
+    StorageUnavailableError,
+    schema,
+)
+from saga_store.sqlalchemy import SagaExecutionModel, SqlAlchemySagaStorage
+from tests.connections import engine_on
+from tests.databases import Database, Databases
+from tests.houses.life import live_through
+
+MakeEngine = Callable[..., AsyncEngine]
+
+tenant: ContextVar[int] = ContextVar("tenant")
+
+
+@pytest.fixture
+def houses(databases: Databases, template: Database) -> Iterator[list[Database]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(databases.clone(template)) for _ in range(2)]
+
+
+@pytest.fixture
+async def engines(houses: list[Database], driver: str) -> AsyncIterator[list[AsyncEngine]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(engine_on(house.url(driver))) for house in houses]
+
+
+def schemas_in(database: Database, number: int) -> list[str]:
+    """Make schemas with our tables in one database."""
+    names = [f'tenant %{index} "x" :y' for index in range(number)]
+    with psycopg.connect(database.url(), autocommit=True) as admin:
+        for name in names:
+            admin.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
+            for table in ("saga_executions", "saga_logs", "saga_store_version"):
+                admin.execute(
+                    SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(
+                        Identifier(name, table), Identifier("public", table)
+                    )
+                )
+    return names
+
+
+def sagas_of(database: Database, schema: str = "public") -> set[UUID]:
+    with psycopg.connect(database.url()) as connection:
+        rows = connection.execute(SQL("SELECT id FROM {}").format(Identifier(schema, "saga_executions"))).fetchall()
+    return {saga_id for (saga_id,) in rows}
+
+
+async def as_tenants(storage: SqlAlchemySagaStorage, tenants: int, callers: int) -> list[set[UUID]]:
+    """Have callers of all tenants write and read at once; return whose sagas are whose."""
+    written: list[set[UUID]] = [set() for _ in range(tenants)]
+
+    async def call(number: int) -> None:
+        tenant.set(number)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, f"tenant {number}", {})
+        await storage.log_step(saga_id, "pay", "act", SagaStepStatus.STARTED)
+        await storage.update_status(saga_id, SagaStatus.RUNNING, expected_version=1)
+        assert (await storage.get_saga(saga_id)).name == f"tenant {number}"
+        with pytest.raises(SagaConcurrencyError):
+            await storage.update_context(saga_id, {}, expected_version=1)
+        written[number].add(saga_id)
+
+    await asyncio.gather(*(asyncio.create_task(call(number % tenants)) for number in range(callers)))
+    if flushers := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(flushers)  # they give their connections back
+    return written
+
+
+class TestGetBind:
+    async def test_a_tenant_s_database_by_a_context_variable(
+        self, houses: list[Database], engines: list[AsyncEngine]
+    ) -> None:
+        class Routed(Session):
+            def get_bind(self, mapper: Any = None, clause: Any = None, **_: Any) -> Engine:  # noqa: ANN401, ARG002 - SQLAlchemy's
+                return engines[tenant.get()].sync_engine
+
+        storage = SqlAlchemySagaStorage(async_sessionmaker(sync_session_class=Routed))
+        written = await as_tenants(storage, 2, 60)
+        assert [sagas_of(house) for house in houses] == written
+
+    async def test_a_tenant_that_a_session_takes_when_it_is_made(
+        self, houses: list[Database], engines: list[AsyncEngine]
+    ) -> None:
+        class Routed(Session):
+            def __init__(self, **options: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
+                super().__init__(**options | {"bind": engines[tenant.get()].sync_engine})
+
+        storage = SqlAlchemySagaStorage(async_sessionmaker(sync_session_class=Routed))
+        written = await as_tenants(storage, 2, 20)
+        assert [sagas_of(house) for house in houses] == written
+
+    @pytest.mark.parametrize("writes", [(Update, Delete), (Insert, Update, Delete)], ids=["recipe", "all"])
+    async def test_reads_to_a_follower_and_writes_to_the_leader(
+        self, houses: list[Database], engines: list[AsyncEngine], writes: tuple[type, ...]
+    ) -> None:
+        """SQLAlchemy's own recipe, to the letter: it takes no argument ``bind``."""
+        leader, follower = (engine.sync_engine for engine in engines)
+
+        class Routed(Session):
+            def get_bind(self, mapper: Any = None, clause: Any = None) -> Engine:  # type: ignore[override] # noqa: ANN401, ARG002 - as in the recipe
+                return leader if self._flushing or isinstance(clause, writes) else follower
+
+        storage = SqlAlchemySagaStorage(async_sessionmaker(sync_session_class=Routed))
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        await storage.log_step(saga_id, "pay", "act", SagaStepStatus.STARTED)
+        await storage.update_status(saga_id, SagaStatus.RUNNING)
+        assert [sagas_of(house) for house in houses] == [{saga_id}, set()]
+        with pytest.raises(SagaNotFoundError):
+            await storage.get_saga(saga_id)
+
+    async def test_by_the_mapper_s_class(self, houses: list[Database], engines: list[AsyncEngine]) -> None:
+        class Routed(Session):
+            def get_bind(self, mapper: Any = None, clause: Any = None, **_: Any) -> Engine:  # noqa: ANN401, ARG002 - SQLAlchemy's
+                return engines[issubclass(mapper.class_, SagaExecutionModel)].sync_engine
+
+        storage = SqlAlchemySagaStorage(async_sessionmaker(sync_session_class=Routed))
+        await live_through(storage)
+        assert sagas_of(houses[0]) == set() != sagas_of(houses[1])
+        by_binds = async_sessionmaker(engines[0], binds={SagaExecutionModel: engines[1]})
+        await live_through(SqlAlchemySagaStorage(by_binds))
+        assert sagas_of(houses[0]) == set()
+
+    async def test_what_leads_nowhere_says_so(self, engines: list[AsyncEngine]) -> None:
+        with pytest.raises(StorageUnavailableError, match="leads nowhere"):
+            await SqlAlchemySagaStorage(async_sessionmaker()).create_saga(uuid4(), "order", {})
+
+        class Wrong(Session):
+            def get_bind(self, *_: Any, **__: Any) -> Any:  # noqa: ANN401 - wrong on purpose
+                return engines[0]
+
+        with pytest.raises(TypeError, match="sync_engine"):
+            await SqlAlchemySagaStorage(async_sessionmaker(sync_session_class=Wrong)).create_saga(uuid4(), "order", {})
+
+
+class TestSchemas:
+    @pytest.mark.parametrize("bind", ["engine", "sessionmaker", "session", "connection"])
+    @pytest.mark.parametrize("how", ["named", "translated", "named and translated"])
+    async def test_a_schema(
+        self, database: Database, make_engine: MakeEngine, driver: str, bind: str, how: str
+    ) -> None:
+        """Named, or by SQLAlchemy's translation of engine or connection; the mapped class sees the same rows."""
+        [name] = schemas_in(database, 1)
+        translation = {None: name} if how == "translated" else {"app": name}
+        plain = make_engine(driver)
+        engine = plain if how == "named" else plain.execution_options(schema_translate_map=translation)
+        options: dict[str, Any] = {"named": {"schema": name}, "named and translated": {"schema": "app"}}.get(how, {})
+        async with AsyncExitStack() as stack:
+            targets: dict[str, Callable[[], Any]] = {
+                "engine": lambda: engine,
+                "sessionmaker": lambda: async_sessionmaker(engine),
+                "session": lambda: AsyncSession(engine),
+                "connection": engine.connect,
+            }
+            target = targets[bind]()
+            if bind in {"session", "connection"}:
+                target = await stack.enter_async_context(target)
+            await live_through(SqlAlchemySagaStorage(target, **options))
+            if bind in {"session", "connection"}:
+                await target.commit()
+        assert sagas_of(database) == set()
+        assert sagas_of(database, name)
+        if how == "translated":
+            async with AsyncSession(engine) as session:
+                assert {saga.id for saga in await session.scalars(select(SagaExecutionModel))} == sagas_of(
+                    database, name
+                )
+
+    async def test_tenants_by_translation(self, database: Database, make_engine: MakeEngine, driver: str) -> None:
+        """100 tenants, 1,000 callers at once, one engine: no write goes to another's schema."""
+        names = schemas_in(database, 100)
+        engine = make_engine(driver).sync_engine
+
+        class Routed(Session):
+            def get_bind(self, mapper: Any = None, clause: Any = None, **_: Any) -> Engine:  # noqa: ANN401, ARG002 - SQLAlchemy's
+                return engine.execution_options(schema_translate_map={None: names[tenant.get()]})
+
+        storage = SqlAlchemySagaStorage(async_sessionmaker(sync_session_class=Routed))
+        written = await as_tenants(storage, 100, 1000)
+        assert [sagas_of(database, name) for name in names] == written
+
+    async def test_a_schema_that_isn_t_there(self, make_engine: MakeEngine, driver: str) -> None:
+        """The error names it, and what to run."""
+        storage = SqlAlchemySagaStorage(make_engine(driver), schema="no%where")
+        with pytest.raises(SchemaError, match=r"in schema 'no%where'.*saga-store upgrade --schema no%where") as info:
+            await storage.create_saga(uuid4(), "order", {})
+        assert info.value.schema == "no%where"
+
+    @pytest.mark.parametrize("wrong", ["", "x" * 64, "ü" * 32, 7, "a\0b"])
+    async def test_what_can_be_no_schema(self, make_engine: MakeEngine, driver: str, wrong: Any) -> None:  # noqa: ANN401 - wrong on purpose
+        with pytest.raises(InvalidSagaDataError, match="schema"):
+            SqlAlchemySagaStorage(make_engine(driver), schema=wrong)
+
+    async def test_the_schema_of_an_upgrade(self, empty_database: Database, driver: str) -> None:
+        """What `upgrade --schema` makes is what a storage with that name finds, whatever the search path."""
+        schema.upgrade(empty_database.url("psycopg"), schema="Ünsere Sagas", create_schema=True)
+        async with engine_on(empty_database.url(driver)) as engine:
+            await live_through(SqlAlchemySagaStorage(engine, schema="Ünsere Sagas"))
+
+
+class TestPoolEvents:
+    """A pool's event that makes connections ready by what a ContextVar holds."""
+
+    def ready(self, engine: AsyncEngine, names: list[str]) -> None:
+        @event.listens_for(engine.sync_engine, "checkout")
+        def set_path(connection: Any, *_: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
+            path = '"' + names[tenant.get()].replace('"', '""') + '"'
+            cursor = connection.cursor()
+            cursor.execute(f"SELECT set_config('search_path', '{path}', FALSE)")
+            cursor.close()
+            connection.commit()
+
+    async def test_with_a_key_each_gets_its_own(self, database: Database, make_engine: MakeEngine, driver: str) -> None:
+        """100 tenants, 1,000 callers at once."""
+        names = [name.replace("%", "").replace(":", "") for name in schemas_in(database, 100)]
+        with psycopg.connect(database.url(), autocommit=True) as admin:
+            for index, name in enumerate(names):
+                admin.execute(
+                    SQL("ALTER SCHEMA {} RENAME TO {}").format(Identifier(f'tenant %{index} "x" :y'), Identifier(name))
+                )
+        engine = make_engine(driver)
+        self.ready(engine, names)
+        storage = SqlAlchemySagaStorage(engine, group_by=tenant.get)
+        written = await as_tenants(storage, 100, 1000)
+        assert [sagas_of(database, name) for name in names] == written
+
+    async def test_without_one_it_fails_loudly(self, database: Database, make_engine: MakeEngine, driver: str) -> None:
+        """For a lonely caller as for a crowd, so that it is noticed the first time; nothing is written anywhere."""
+        names = schemas_in(database, 2)
+        engine = make_engine(driver)
+        self.ready(engine, names)
+        storage = SqlAlchemySagaStorage(engine)
+        tenant.set(0)
+        with pytest.raises(StorageUnavailableError, match="group_by"):
+            await storage.create_saga(uuid4(), "order", {})
+        calls = [storage.create_saga(uuid4(), "order", {}) for _ in range(20)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {StorageUnavailableError}
+        assert sagas_of(database) == sagas_of(database, names[0]) == sagas_of(database, names[1]) == set()
+
+    async def test_a_key_that_can_be_none(self, make_engine: MakeEngine, driver: str) -> None:
+        engine = make_engine(driver)
+        with pytest.raises(TypeError, match="group_by"):
+            SqlAlchemySagaStorage(engine, group_by="tenant")  # type: ignore[arg-type] # wrong on purpose
+        with pytest.raises(TypeError, match="group_by"):
+            await SqlAlchemySagaStorage(engine, group_by=list).create_saga(uuid4(), "order", {})  # type: ignore[arg-type] # likewise
+
+
+class TestOnAConnection:
+    """A sessionmaker that is bound to a connection joins its transaction, as the connection itself would."""
+
+    @pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "control_fully", "create_savepoint"])
+    @pytest.mark.parametrize("begun", [True, False])
+    async def test_it_commits_nothing_and_leaves_nothing(
+        self,
+        database: Database,
+        make_engine: MakeEngine,
+        driver: str,
+        mode: Any,  # noqa: ANN401 - one of four
+        *,
+        begun: bool,
+    ) -> None:
+        async with make_engine(driver).connect() as connection:
+            if begun:
+                await connection.begin()
+            maker = async_sessionmaker(bind=connection, join_transaction_mode=mode)
+            storage = SqlAlchemySagaStorage(maker)
+            saga_id = uuid4()
+            before = (await connection.execute(text("SHOW lock_timeout"))).scalar_one()
+            await connection.execute(text("CREATE TABLE mine ()"))
+            await storage.create_saga(saga_id, "order", {})
+            with pytest.raises(SagaAlreadyExistsError):
+                await storage.create_saga(saga_id, "order", {})
+            await asyncio.gather(*(storage.log_step(saga_id, "s", "act", SagaStepStatus.STARTED) for _ in range(30)))
+            assert (await connection.execute(text("SHOW lock_timeout"))).scalar_one() == before
+            assert sagas_of(database) == set()
+            assert len(await storage.get_step_history(saga_id)) == 30
+            await connection.commit()
+            assert (await connection.execute(text("SELECT count(*) FROM mine"))).scalar_one() == 0
+            assert sagas_of(database) == {saga_id}
+            await live_through(storage)
+            await connection.rollback()
+            assert sagas_of(database) == {saga_id}
+
+    async def test_two_storages_on_one_session_take_turns(self, make_engine: MakeEngine, driver: str) -> None:
+        async with AsyncSession(make_engine(driver)) as session:
+            storages = [SqlAlchemySagaStorage(session), SqlAlchemySagaStorage(session)]
+            await asyncio.gather(*(storages[number % 2].create_saga(uuid4(), "order", {}) for number in range(20)))
+            await session.commit()
+            assert len(await storages[0].find_stale_sagas(stale_after=timedelta())) == 20
+
+    async def test_a_pool_that_gives_everybody_the_same_connection(self, make_engine: MakeEngine, driver: str) -> None:
+        """It is refused by name: to commit on it could be to commit what is somebody else's."""
+        engine = make_engine(driver, poolclass=StaticPool)
+        with pytest.raises(TypeError, match="StaticPool"):
+            SqlAlchemySagaStorage(engine)
+        with pytest.raises(TypeError, match="StaticPool"):
+            await SqlAlchemySagaStorage(async_sessionmaker(engine)).create_saga(uuid4(), "order", {})
+
+
+class TestRowLevelSecurity:
+    async def test_as_docs_binds_says(self, database: Database, driver: str) -> None:
+        """A session sees its rows by ``after_begin``, an engine by a pool event and a key."""
+        role = f"rls_{database.name}"
+        with psycopg.connect(database.url(), autocommit=True) as admin:
+            admin.execute(SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(Identifier(role)))
+            try:
+                admin.execute(SQL("GRANT ALL ON ALL TABLES IN SCHEMA public TO {}").format(Identifier(role)))
+                admin.execute(SQL("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {}").format(Identifier(role)))
+                admin.execute("ALTER TABLE saga_executions ENABLE ROW LEVEL SECURITY")
+                admin.execute(
+                    "CREATE POLICY tenants ON saga_executions USING (name = current_setting('app.tenant', TRUE))"
+                )
+                url = make_url(database.url(driver)).set(username=role, password="x")  # noqa: S106 - of this test's
+                async with engine_on(url) as engine:
+                    await self._sessions(engine)
+                    await self._engine(engine)
+            finally:
+                admin.execute(SQL("DROP OWNED BY {}").format(Identifier(role)))
+                admin.execute(SQL("DROP ROLE {}").format(Identifier(role)))
+
+    async def _sessions(self, engine: AsyncEngine) -> None:
+        class Tenant(Session):
+            pass
+
+        @event.listens_for(Tenant, "after_begin")
+        def set_tenant(_session: Session, _transaction: object, connection: Connection) -> None:
+            connection.execute(
+                text("SELECT set_config('app.tenant', :tenant, TRUE)"), {"tenant": f"tenant {tenant.get()}"}
+            )
+
+        tenant.set(1)
+        async with AsyncSession(engine, sync_session_class=Tenant) as session:
+            storage = SqlAlchemySagaStorage(session)
+            saga_id = uuid4()
+            await storage.create_saga(saga_id, "tenant 1", {})
+            assert (await storage.get_saga(saga_id)).name == "tenant 1"
+            await session.commit()
+
+    async def _engine(self, engine: AsyncEngine) -> None:
+        @event.listens_for(engine.sync_engine, "checkout")
+        def set_tenant(connection: Any, *_: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
+            cursor = connection.cursor()
+            cursor.execute(f"SELECT set_config('app.tenant', 'tenant {tenant.get()}', FALSE)")
+            cursor.close()
+            connection.commit()
+
+        storage = SqlAlchemySagaStorage(engine, group_by=tenant.get)
+        written = await as_tenants(storage, 3, 30)
+        tenant.set(2)
+        page = await storage.find_sagas()
+        assert {saga.id for saga in page.sagas} == written[2]
