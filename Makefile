@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench bench-migrations fmt check test whole crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
+.PHONY: help sql houses setup demo bench bench-migrations fmt check test whole crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,12 @@ fuzz: $(READY) ## compare PostgreSQL with the twin in memory, in 2,500 random sc
 
 migrations: $(READY) ## run the migrations up, down and up again, and compare what they make with the models
 	SAGA_STORE_TEST_KILLS=20 $(BIN)/pytest tests/test_migrations*.py tests/test_schema.py $(ARGS)
+
+sql: $(READY) ## write down the SQL that is sent, as tests/sql/*.sql
+	SAGA_STORE_WRITE_SQL=1 $(BIN)/pytest -n0 -q tests/test_sql.py
+
+houses: $(READY) ## run the tests of other people's houses in full: settings, sessions, pools, loops, codecs, roles, schemas
+	SAGA_STORE_TEST_HOUSES=complete $(PYTEST) tests/houses $(ARGS)
 
 fingerprints: $(READY) ## write down what each revision makes of the tables, for `saga-store check`
 	$(BIN)/python -m tests.fingerprints

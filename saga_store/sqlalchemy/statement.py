@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
-_TABLES = re.compile(r"\b(?:saga_executions|saga_logs|saga_store_version)\b")
+# Some stand in quotes, as texts to be cast to regclass.
+_TABLES = re.compile(r"('?)\b(saga_executions|saga_logs|saga_store_version)\b")
 _NAMED = re.compile(r"%\((\w+)\)s")
 # More schemas than this are forgotten and spelled anew: each takes a few kilobytes.
 _MOST_SCHEMAS = 1000
@@ -57,7 +58,8 @@ class Statement:
         prefix = '"' + schema.replace('"', '""') + '".'
 
         def qualified(sql: str, prefix: str) -> str:
-            return _TABLES.sub(lambda table: prefix + table[0], sql)
+            in_text = prefix.replace("'", "''")
+            return _TABLES.sub(lambda table: table[1] + (in_text if table[1] else prefix) + table[2], sql)
 
         # psycopg takes a percent sign for the beginning of a parameter, wherever it stands.
         numbered, named = (

@@ -2,6 +2,7 @@
 
 import asyncio
 import decimal
+import gc
 import logging
 import subprocess
 import sys
@@ -202,6 +203,7 @@ class TestLoops:
             await engine.dispose()
 
         asyncio.run(last())
+        gc.collect()  # here, where it may be noticed
 
     def test_uvloop(self, database: Database, driver: str) -> None:
         async def live() -> None:

@@ -1,0 +1,1 @@
+SELECT set_config('transaction_read_only', 'on', TRUE), set_config('statement_timeout', '5s', TRUE)

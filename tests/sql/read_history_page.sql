@@ -1,0 +1,13 @@
+SELECT
+CAST(l.id AS bigint), convert_to(l.step_name, 'UTF8'), convert_to(l.action, 'UTF8'), convert_to(l.status, 'UTF8'),
+convert_to(l.details, 'UTF8'), timestamptz_send(l.created_at)
+FROM saga_executions e
+LEFT JOIN LATERAL (
+    SELECT *
+    FROM saga_logs
+    WHERE saga_id = e.id AND id > %(after)b
+    ORDER BY id
+    LIMIT %(limit)b
+) l ON TRUE
+WHERE e.id = %(saga_id)b
+ORDER BY l.id
