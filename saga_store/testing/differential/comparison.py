@@ -1,7 +1,8 @@
 """What a result says, in words that two worlds share: without ids that sequences gave, and without times of day."""
 
+import re
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
@@ -14,6 +15,8 @@ Result: TypeAlias = object
 
 _HOUR = timedelta(hours=1)
 _LONG = 2_000
+# A record that names an entry by its id, which is from a sequence, too.
+_SETTLED, _ENTRY_ID = "saga_store.settle_step", re.compile(r'"entry_id": \d+, ')
 
 
 async def result_of(call: Awaitable[object]) -> Result:
@@ -60,6 +63,8 @@ class Eyes:
             seen = self.names.get(result, str(result))
         elif isinstance(result, datetime):
             seen = self._see_time(result)
+        elif isinstance(result, timedelta):
+            seen = f"{round(result / _HOUR)} h"
         elif isinstance(result, list | tuple):
             seen = self._see_sequence(result)
         else:
@@ -71,6 +76,8 @@ class Eyes:
         return [saga for saga in sagas if saga.id in self.names]
 
     def _see_fields(self, value: object) -> str:
+        if isinstance(value, SagaLogEntry) and value.details is not None and value.step_name == _SETTLED:
+            value = replace(value, details=_ENTRY_ID.sub("", value.details))
         shown = [
             f"{field.name}={self.see(getattr(value, field.name))}"
             for field in fields(value)  # type: ignore[arg-type] # a dataclass, says the caller

@@ -13,6 +13,7 @@ from saga_store.model import Checkpoint
 from saga_store.testing.differential import strategies as draw
 from saga_store.testing.differential.commits import CommitRules
 from saga_store.testing.differential.comparison import Result
+from saga_store.testing.differential.inspection import InspectionRules
 from saga_store.testing.differential.recovery import RecoveryRules
 from saga_store.testing.differential.runs import RunRules
 from saga_store.testing.differential.world import ACTORS, World
@@ -23,7 +24,7 @@ _HOUR = timedelta(hours=1)
 _checkpoints = st.dictionaries(draw.sagas, st.tuples(draw.filters, draw.changes), min_size=2, max_size=4)
 
 
-class OwningMachine(WriteRules, RecoveryRules, CommitRules):
+class OwningMachine(WriteRules, RecoveryRules, InspectionRules, CommitRules):
     """For storages that commit each call by themselves."""
 
     @rule(who=draw.actors, writes=_checkpoints)
@@ -44,7 +45,7 @@ class OwningMachine(WriteRules, RecoveryRules, CommitRules):
             self.make_older(saga, (len(writes) - place) * _HOUR)
 
 
-class JoiningMachine(WriteRules, RecoveryRules, RunRules):
+class JoiningMachine(WriteRules, RecoveryRules, InspectionRules, RunRules):
     """For storages that join a transaction of the caller's: each actor has one, and keeps others waiting with it.
 
     A call that would wait is made by the one who is waited for.
