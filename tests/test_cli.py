@@ -76,7 +76,7 @@ class TestVerbs:
         assert found == [
             {"applied": IDS},
             {"revision": HEAD},
-            {"state": "current", "found": HEAD, "needed": HEAD, "differences": []},
+            {"state": "current", "found": HEAD, "needed": HEAD, "differences": [], "notes": []},
         ]
         main(["history", "--json"])
         assert [line["revision"] for line in json.loads(capsys.readouterr().out)["revisions"]] == IDS

@@ -21,9 +21,10 @@ def register(verbs: Verbs) -> None:
     stamp = verbs.add("stamp", _stamp, summary="Record a revision and run nothing.", database=True, waits=True)
     stamp.add_argument("revision")
     verbs.add("current", _current, summary="Print the revision that the database is at.", database=True)
-    verbs.add(
+    check = verbs.add(
         "check", _check, summary="Fail unless the database is what this release needs: a gate, a probe.", database=True
     )
+    check.add_argument("--strict", action="store_true", help="fail for notes, too, which do no harm")
     verbs.add("history", _history, summary="List the revisions of this release.", database=False)
     sql = verbs.add("sql", _sql, summary="Print a migration as SQL, for psql -v ON_ERROR_STOP=1.", database=False)
     sql.add_argument("range", nargs="?", default="base:head", help="FROM:TO, up or down (default: base:head)")
@@ -66,11 +67,11 @@ def _current(given: argparse.Namespace, console: Console) -> int:
 
 
 def _check(given: argparse.Namespace, console: Console) -> int:
-    found = schema.check(given_url(given), schema=given.schema)
+    found = schema.check(given_url(given), schema=given.schema, strict=given.strict)
     at = f"at {found.found or 'no revision'}, {found.needed} is needed"
     if found.state is schema.State.AHEAD:
         at += ": a later release has migrated it"
-    lines = [f"{found.state}: the database is {at}", *found.differences]
+    lines = [f"{found.state}: the database is {at}", *found.differences, *(f"note: {note}" for note in found.notes)]
     console.result("\n".join(lines), **asdict(found))
     return {
         schema.State.CURRENT: Exit.DONE,

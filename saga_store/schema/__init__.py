@@ -14,7 +14,8 @@ from datetime import timedelta
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from saga_store.schema.connections import Bind, connected
 from saga_store.schema.fingerprint import Check, State, check_connection
@@ -31,6 +32,7 @@ __all__ = [
     "Progress",
     "Revision",
     "State",
+    "acheck",
     "check",
     "check_grants",
     "current",
@@ -110,15 +112,29 @@ def current(bind: Bind, *, schema: str | None = None) -> str | None:
     return connected(bind, lambda connection: _read_revision(connection, schema))
 
 
-def check(bind: Bind, *, schema: str | None = None) -> Check:
+def check(bind: Bind, *, schema: str | None = None, strict: bool = False) -> Check:
     """Compare the database with what this release needs; it is read, and nothing else.
 
-    Also for a readiness probe: it takes no locks that anybody waits for, and works through any pooler.
+    Compared is what it means, so the answer is the same after a dump and a restore. For a readiness probe, ask as the
+    role of the application: it takes no locks that anybody waits for, takes milliseconds, and works through any pooler.
+
+    Args:
+        bind: The database; see the module.
+        schema: Where the tables are; None for the first schema of the session's search_path that exists.
+        strict: Whether notes, too, make it ``drifted``.
 
     Raises:
         MigrationError: The database can't be reached, or records several revisions.
     """
-    return connected(bind, lambda connection: check_connection(connection, schema))
+    return connected(bind, lambda connection: check_connection(connection, schema, strict=strict))
+
+
+async def acheck(bind: AsyncEngine | AsyncConnection, *, schema: str | None = None, strict: bool = False) -> Check:
+    """Do what ``check`` does, on the engine of an application: for a readiness probe."""
+    if isinstance(bind, AsyncConnection):
+        return await bind.run_sync(lambda connection: check(connection, schema=schema, strict=strict))
+    async with bind.connect() as connection:
+        return await acheck(connection, schema=schema, strict=strict)
 
 
 def history() -> list[Revision]:
@@ -153,7 +169,7 @@ def _read_revision(connection: Connection, schema: str | None) -> str | None:
         require_readable(connection, schema)
         found = recorded_revision(connection)
         if found is None:
-            warn_of_elsewhere(connection, schema or str(connection.scalar(text("SELECT current_schema()"))))
+            warn_of_elsewhere(connection, schema)
         return found
 
 

@@ -5,6 +5,7 @@ version of PostgreSQL that is supported, and in every schema.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, bindparam, text
 
 from saga_store.schema.privileges import require_readable
 from saga_store.schema.scripts import recorded_revision
-from saga_store.schema.session import enter_schema
+from saga_store.schema.session import enter_schema, found_elsewhere
 from saga_store.sqlalchemy import Base
 from saga_store.sqlalchemy.tables import REVISION
 
@@ -23,6 +24,7 @@ Fingerprint = Mapping[str, str]
 """For each thing, such as ``column saga_logs.details``, what it is."""
 
 # Names are unqualified where the search_path finds them, and `pretty` texts leave the schema out as well.
+# A sequence that belongs to its column has the usual name here, for that may have been taken.
 # Comments and the order of columns make no difference to anybody; NOT NULL stands at the column on every version.
 _CATALOG = text("""
 WITH tables AS (
@@ -41,7 +43,10 @@ SELECT 'column ' || t.relname || '.' || a.attname,
     || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
     || CASE a.attidentity WHEN '' THEN '' ELSE ' IDENTITY' END
     || COALESCE(CASE a.attgenerated WHEN '' THEN ' DEFAULT ' ELSE ' GENERATED ' END
-        || pg_get_expr(d.adbin, d.adrelid, TRUE), '')
+        || CASE WHEN pg_get_expr(d.adbin, d.adrelid, TRUE) = 'nextval(' || quote_literal(CAST(CAST(
+            pg_get_serial_sequence(quote_ident(t.relname), a.attname) AS regclass) AS text)) || '::regclass)'
+        THEN 'nextval(' || quote_literal(t.relname || '_' || a.attname || '_seq') || '::regclass)'
+        ELSE pg_get_expr(d.adbin, d.adrelid, TRUE) END, '')
 FROM tables t
 JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
 JOIN pg_type y ON y.oid = a.atttypid
@@ -63,6 +68,49 @@ FROM tables t JOIN pg_trigger g ON g.tgrelid = t.oid
 WHERE NOT g.tgisinternal
 """).bindparams(bindparam("tables", list(Base.metadata.tables), expanding=True))
 
+# What the role that asks may not do, and what else there is that no revision makes.
+_SURROUNDINGS = text("""
+WITH tables AS (
+    SELECT c.oid, c.relname, c.relrowsecurity FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = current_schema() AND c.relname IN :tables AND c.relkind IN ('r', 'p')
+),
+needs AS (
+    SELECT t.*, w.privilege, w.command FROM tables t JOIN (VALUES
+        ('saga_executions', 'SELECT', 'r'), ('saga_executions', 'INSERT', 'a'), ('saga_executions', 'UPDATE', 'w'),
+        ('saga_logs', 'SELECT', 'r'), ('saga_logs', 'INSERT', 'a')
+    ) AS w (relname, privilege, command) ON w.relname = t.relname
+),
+sequences AS (
+    SELECT s.oid, s.relkind FROM tables t JOIN pg_depend d ON d.refobjid = t.oid
+        AND d.refclassid = CAST('pg_class' AS regclass) AND d.classid = CAST('pg_class' AS regclass) AND d.deptype = 'a'
+    JOIN pg_class s ON s.oid = d.objid
+)
+SELECT TRUE AS is_fault, 'table ' || relname || ': ' || current_user || ' may not ' || privilege
+    || '; run the script of saga-store grants, or ask as the role of the application' AS line
+FROM needs WHERE NOT has_table_privilege(oid, privilege)
+UNION ALL
+SELECT TRUE, 'sequence ' || CAST(CAST(s.oid AS regclass) AS text) || ': ' || current_user
+    || ' may not use it; run the script of saga-store grants, or ask as the role of the application'
+FROM sequences s WHERE CASE relkind WHEN 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') ELSE FALSE END
+UNION ALL
+SELECT TRUE, 'table ' || relname || ': row-level security is on, and no policy lets '
+    || CASE WHEN row_security_active(oid) THEN CAST(current_user AS text) ELSE 'anybody but its owner' END || ' '
+    || privilege || '; CREATE POLICY for the role of the application, or ALTER TABLE ' || relname
+    || ' DISABLE ROW LEVEL SECURITY'
+FROM needs n WHERE relrowsecurity AND NOT EXISTS (
+    SELECT FROM pg_policy p WHERE p.polrelid = n.oid AND p.polpermissive AND p.polcmd IN ('*', n.command)
+        AND (NOT row_security_active(n.oid) OR EXISTS (
+            SELECT FROM unnest(p.polroles) AS r WHERE CASE WHEN r = 0 THEN TRUE ELSE pg_has_role(r, 'USAGE') END))
+)
+UNION ALL
+SELECT FALSE, 'statistics ' || t.relname || '.' || e.stxname || ': unexpected; nothing minds them'
+FROM tables t JOIN pg_statistic_ext e ON e.stxrelid = t.oid
+UNION ALL
+SELECT FALSE, 'publication ' || t.relname || '.' || p.pubname || ': unexpected; nothing minds it'
+FROM tables t JOIN pg_publication_rel r ON r.prrelid = t.oid JOIN pg_publication p ON p.oid = r.prpubid
+ORDER BY 2
+""").bindparams(bindparam("tables", list(Base.metadata.tables), expanding=True))
+
 
 def read_fingerprint(connection: Connection) -> Fingerprint:
     """Read that of our tables, in a transaction that has entered their schema."""
@@ -78,14 +126,132 @@ def expected_fingerprints() -> Mapping[str, Fingerprint]:
 
 def differences(expected: Fingerprint, found: Fingerprint) -> list[str]:
     """Return a line for each thing that differs."""
-    lines = [f"{thing}: missing, should be {expected[thing]}" for thing in sorted(expected.keys() - found.keys())]
-    lines += [f"{thing}: unexpected, is {found[thing]}" for thing in sorted(found.keys() - expected.keys())]
-    lines += [
-        f"{thing}: is {found[thing]}, should be {expected[thing]}"
-        for thing in sorted(expected.keys() & found.keys())
-        if expected[thing] != found[thing]
-    ]
-    return lines
+    return [_told(thing, expected.get(thing), found.get(thing)) for thing in _differing(expected, found)]
+
+
+def compare(expected: Fingerprint, found: Fingerprint) -> tuple[list[str], list[str]]:
+    """Return faults, with which the application or the next migration would fail, and notes, each with what to do."""
+    faults: list[str] = []
+    notes: list[str] = []
+    differing = _differing(expected, found)
+    renamed = _renamed(differing, expected, found)
+    for thing in differing:
+        if thing in renamed.values():
+            continue
+        wanted, present = expected.get(thing), found.get(thing)
+        if thing in renamed:
+            other = renamed[thing]
+            remedy, harmless = f"it is called {other.partition('.')[2]}: {_rename(thing, other)}", False
+        else:
+            remedy, harmless = _remedy(thing, wanted, present)
+        (notes if harmless else faults).append(f"{_told(thing, wanted, present)}; {remedy}")
+    return faults, notes
+
+
+def _differing(expected: Fingerprint, found: Fingerprint) -> list[str]:
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    both = sorted(expected.keys() & found.keys())
+    return missing + unexpected + [thing for thing in both if _meaning(expected[thing]) != _meaning(found[thing])]
+
+
+def _told(thing: str, wanted: str | None, present: str | None) -> str:
+    if present is None:
+        return f"{thing}: missing, should be {wanted}"
+    return f"{thing}: unexpected, is {present}" if wanted is None else f"{thing}: is {present}, should be {wanted}"
+
+
+def _meaning(text: str) -> str:
+    """Return the same for texts that mean the same: a dump that was restored has casts and parentheses elsewhere.
+
+    Between text and varchar without a length a cast changes nothing, nor do parentheses around a single word, nor does
+    the order of values in a list.
+    """
+    text = _CAST.sub(lambda found: found[1] or "", text)
+    before = ""
+    while before != text:
+        before, text = text, _NEEDLESS.sub(r"\1", text)
+    return _LIST.sub(lambda found: f"ANY ARRAY[{', '.join(sorted(_LITERAL.findall(found[1])))}]", text)
+
+
+_LITERAL = re.compile(r"'(?:[^']|'')*'")
+_CAST = re.compile(rf"({_LITERAL.pattern})|::(?:character varying|text)\b(?!\()(?:\[\])?")
+_ARRAY = rf"ARRAY\[{_LITERAL.pattern}(?:, {_LITERAL.pattern})*\]"
+_NEEDLESS = re.compile(rf"(?<![\w\"])\(({_LITERAL.pattern}|\w+|{_ARRAY})\)")
+_LIST = re.compile(rf"ANY ({_ARRAY})")
+
+
+def _renamed(differing: list[str], expected: Fingerprint, found: Fingerprint) -> dict[str, str]:
+    """Return which missing constraints are there under another name."""
+    others = {
+        (thing.partition(".")[0], _meaning(found[thing])): thing
+        for thing in differing
+        if thing.startswith("constraint ") and thing not in expected
+    }
+    missing = [thing for thing in differing if thing.startswith("constraint ") and thing not in found]
+    keys = {thing: (thing.partition(".")[0], _meaning(expected[thing])) for thing in missing}
+    return {thing: others[key] for thing, key in keys.items() if key in others}
+
+
+def _rename(thing: str, other: str) -> str:
+    table, _, name = thing.removeprefix("constraint ").partition(".")
+    return f'ALTER TABLE {table} RENAME CONSTRAINT "{other.partition(".")[2]}" TO {name}'
+
+
+def _remedy(  # noqa: PLR0911 - a table of cases, one line each
+    thing: str, wanted: str | None, present: str | None
+) -> tuple[str, bool]:
+    """Return what to do about a thing that differs, and whether it may just as well stay as it is."""
+    kind, _, place = thing.partition(" ")
+    table, _, name = place.partition(".")
+    match kind:
+        case "table":
+            return _table_remedy(table, wanted, present)
+        case "index":
+            return _index_remedy(name, wanted, present)
+        case "column" if wanted is None:
+            if str(present).endswith(" NOT NULL"):
+                return f'writes leave it out, and are refused: ALTER TABLE {table} ALTER "{name}" DROP NOT NULL', False
+            return "nothing uses it, and nothing minds it", True
+        case "column":
+            return f"give the column that type, default and NOT NULL by ALTER TABLE {table}, or restore it", False
+        case "trigger" if wanted is None:
+            return f'see whether it changes or refuses rows: DROP TRIGGER "{name}" ON {table}', "not enabled" in str(
+                present
+            )
+        case _ if wanted is None:
+            return f'it may refuse writes: ALTER TABLE {table} DROP CONSTRAINT "{name}"', False
+        case _ if present is not None and _meaning(present) == f"{_meaning(wanted)} NOT VALID":
+            return f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}", False
+        case _:
+            drop = f"DROP CONSTRAINT {name}, " if present else ""
+            return f"ALTER TABLE {table} {drop}ADD CONSTRAINT {name} {wanted}", False
+
+
+def _table_remedy(table: str, wanted: str | None, present: str | None) -> tuple[str, bool]:
+    def kind(text: str | None) -> list[str]:
+        return [part for part in (text or "").split(", ") if "=" not in part]
+
+    if wanted is None or present is None:
+        return "name the schema of the tables, or stamp the revision that they are at, or restore them", False
+    if kind(wanted) == kind(present):
+        options = ", ".join(part for part in wanted.split(", ") if "=" in part)
+        usual = f"ALTER TABLE {table} SET ({options})" if options else f"ALTER TABLE {table} RESET (...)"
+        return f"a matter of taste; the usual is {usual}", True
+    return f"ALTER TABLE {table} SET LOGGED, or make it an ordinary one again", False
+
+
+def _index_remedy(name: str, wanted: str | None, present: str | None) -> tuple[str, bool]:
+    if wanted is None:
+        if str(present).endswith(" INVALID"):
+            return f'a REINDEX under way, or what is left of one: then DROP INDEX CONCURRENTLY "{name}"', True
+        if str(present).startswith("CREATE UNIQUE"):
+            return f'it may refuse writes: DROP INDEX CONCURRENTLY "{name}"', False
+        return "it costs a little of every write; keep it if a query of yours needs it", True
+    if present is None:
+        return f"build it: {wanted.replace('INDEX', 'INDEX CONCURRENTLY', 1)}", False
+    if present == f"{wanted} INVALID":
+        return f"REINDEX INDEX CONCURRENTLY {name}", False
+    return f"DROP INDEX CONCURRENTLY {name}, then {wanted.replace('INDEX', 'INDEX CONCURRENTLY', 1)}", False
 
 
 class State(StrEnum):
@@ -96,7 +262,7 @@ class State(StrEnum):
     BEHIND = "behind"
     """At an earlier revision, or at none: upgrade it."""
     DRIFTED = "drifted"
-    """At the right revision, but somebody has changed the tables since."""
+    """At the right revision, but there are faults, as when somebody has changed the tables since."""
     CURRENT = "current"
     """As it should be."""
 
@@ -109,27 +275,37 @@ class Check:
         state: In a word.
         found: The revision that the database records; None: none.
         needed: The revision that this release needs.
-        differences: A line for each thing that isn't as its revision makes it, also if the database is behind; empty
-            if it is ahead, since what it should look like isn't known here.
+        differences: The faults, a line for each, with what to do: what isn't as its revision makes it, and what the
+            role that asks may not do, so that the application or the next migration would fail. Also if the database is
+            behind; empty if it is ahead, since what it should look like isn't known here.
+        notes: What differs and does no harm, such as an index more, a line for each.
     """
 
     state: State
     found: str | None
     needed: str
     differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def check_connection(connection: Connection, schema: str | None) -> Check:
+def check_connection(connection: Connection, schema: str | None, *, strict: bool) -> Check:
     """Read, in one transaction that changes nothing, and that may go through any pooler."""
     with connection.begin():
         enter_schema(connection, schema)
         require_readable(connection, schema)
         found = recorded_revision(connection)
         fingerprint = read_fingerprint(connection)
+        surroundings = connection.execute(_SURROUNDINGS).all()
+        elsewhere = found_elsewhere(connection, schema) if found is None else ""
     expected = expected_fingerprints()
     if found is not None and found not in expected:
         return Check(State.AHEAD, found, REVISION)
-    lines = tuple(differences(expected[found] if found else {}, fingerprint))
-    if found != REVISION:
-        return Check(State.BEHIND, found, REVISION, lines)
-    return Check(State.DRIFTED if lines else State.CURRENT, found, REVISION, lines)
+    if found is None:
+        return Check(
+            State.BEHIND, found, REVISION, tuple(differences({}, fingerprint)), (elsewhere,) if elsewhere else ()
+        )
+    faults, notes = compare(expected[found], fingerprint)
+    faults += [row.line for row in surroundings if row.is_fault]
+    notes += [row.line for row in surroundings if not row.is_fault]
+    state = State.DRIFTED if faults or (strict and notes) else State.CURRENT
+    return Check(state if found == REVISION else State.BEHIND, found, REVISION, tuple(faults), tuple(notes))

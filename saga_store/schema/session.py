@@ -31,12 +31,13 @@ KEY = f"hashtextextended('{VERSION_TABLE}:' || {{schema}}, 0)"
 # where they would be the first that is there, PostgreSQL would make a schema for them.
 _SEARCH_PATH = """
     SELECT set_config('search_path', COALESCE(quote_ident(s.name), '')
-        || CASE WHEN has_schema_privilege(n.oid, 'USAGE') THEN ', pg_temp' ELSE '' END, {local})
+        || CASE WHEN has_schema_privilege(n.oid, 'USAGE') THEN ', pg_temp' ELSE '' END, {local}){more}
     FROM (SELECT COALESCE(CAST(:schema AS text), current_schema()) AS name) s
     LEFT JOIN pg_namespace n ON n.nspname = s.name
 """
-_ENTER = text(_SEARCH_PATH.format(local="TRUE"))
-_STAY = text(_SEARCH_PATH.format(local="FALSE"))
+# What the catalog says is compared, and mustn't depend on a setting.
+_ENTER = text(_SEARCH_PATH.format(local="TRUE", more=", set_config('quote_all_identifiers', 'off', TRUE)"))
+_STAY = text(_SEARCH_PATH.format(local="FALSE", more=""))
 _ELSEWHERE = text("""
     SELECT DISTINCT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relname IN :tables AND c.relkind IN ('r', 'p') AND n.nspname <> :schema AND n.nspname !~ '^pg_'
@@ -161,6 +162,7 @@ def literal(value: str) -> str:
 
 def found_elsewhere(connection: Connection, schema: str | None) -> str:
     """Say which other schemas have tables of our names, and how to name one; nothing if there is none."""
+    schema = schema or connection.scalar(text("SELECT current_schema()"))
     others = list(connection.scalars(_ELSEWHERE, {"schema": schema or ""}))
     if not others:
         return ""
@@ -170,7 +172,7 @@ def found_elsewhere(connection: Connection, schema: str | None) -> str:
     )
 
 
-def warn_of_elsewhere(connection: Connection, schema: str) -> None:
+def warn_of_elsewhere(connection: Connection, schema: str | None) -> None:
     """Log what is found in other schemas, for whoever finds nothing in this one."""
     if found := found_elsewhere(connection, schema):
         _LOG.warning("%s", found)
