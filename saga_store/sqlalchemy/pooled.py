@@ -177,8 +177,12 @@ def _leave_closed_loop(engine: Engine) -> None:
 def _abandon(driver: Any) -> None:  # noqa: ANN401 - asyncpg has no types
     """Have a connection of another loop closed without a word: to say goodbye would take its own loop."""
     if hasattr(driver, "terminate"):
+        transport = driver._transport  # noqa: SLF001 - there is no public way to it
         with suppress(RuntimeError):  # the loop is closed; asyncpg has marked the connection as closed by then
             driver.terminate()
+        # The loop would have called this, which closes the socket. Loops of other makes have nothing of the kind.
+        with suppress(RuntimeError, AttributeError):
+            transport._call_connection_lost(None)  # noqa: SLF001 - as above
 
 
 def _live_connection(engine: Engine) -> PoolProxiedConnection:

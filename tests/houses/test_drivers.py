@@ -184,8 +184,6 @@ class TestColumnsThatChange:
 
 
 class TestLoops:
-    # Nobody says goodbye for a loop that has ended with its connections open.
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
     def test_three_on_one_engine(self, database: Database, driver: str) -> None:
         """``asyncio.run`` again and again: what belongs to an ended loop is replaced before anything is sent."""
         engine = create_async_engine(database.url(driver))
