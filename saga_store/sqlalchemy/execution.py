@@ -233,23 +233,26 @@ def _no_connection(exc: Exception) -> SagaStoreError:
             f"no connection of the engine's pool became free in time: {reason(exc)}; give the engine a larger "
             "pool_size or a longer pool_timeout, and see to it that connections are given back"
         )
-    if isinstance(exc, TypeError) and "bytes-like" in str(exc):
-        return StorageUnavailableError(
-            f"couldn't get a connection: {reason(exc)}; psycopg gives SQLAlchemy bytes where the client encoding is "
-            "SQL_ASCII: have it be another, by connect_args={'client_encoding': 'utf8'}"
-        )
-    if isinstance(exc, RuntimeError) and "event loop" in str(exc):
-        return StorageUnavailableError(
-            f"couldn't get a connection: {reason(exc)}; an engine can't be shared between loops that are open: make an "
-            "engine and a storage for each"
-        )
     if not isinstance(exc, SQLAlchemyError | OSError) and not is_drivers(exc):
         return StorageUnavailableError(
-            f"couldn't get a connection: {type(exc).__name__}: {reason(exc)}; no driver raised this, so look at "
-            "what the engine and its pool call, such as event listeners: where callers share a statement they see no "
-            "caller's context, unless the storage is told by group_by= which callers may share one"
+            f"couldn't get a connection: {type(exc).__name__}: {reason(exc)}; {_advice(exc)}"
         )
     return StorageUnavailableError(f"couldn't get a connection: {reason(exc)}", sqlstate(exc))
+
+
+def _advice(exc: Exception) -> str:
+    """Return where to look if no driver raised this, but what is around it."""
+    if isinstance(exc, RuntimeError):
+        return "an engine can't be shared between event loops that are open: make an engine and a storage for each"
+    if isinstance(exc, TypeError):
+        return (
+            "look at the engine's connect_args; and if the client encoding is SQL_ASCII, psycopg gives SQLAlchemy bytes: "
+            "have it be another, by connect_args={'client_encoding': 'utf8'}"
+        )
+    return (
+        "no driver raised this, so look at what the engine and its pool call, such as event listeners: where callers share "
+        "a statement they see no caller's context, unless the storage is told by group_by= which callers may share one"
+    )
 
 
 async def _refusal(exc: Exception, attempt: Attempt) -> SagaStoreError:
