@@ -246,12 +246,12 @@ def _advice(exc: Exception) -> str:
         return "an engine can't be shared between event loops that are open: make an engine and a storage for each"
     if isinstance(exc, TypeError):
         return (
-            "look at the engine's connect_args; and if the client encoding is SQL_ASCII, psycopg gives SQLAlchemy bytes: "
-            "have it be another, by connect_args={'client_encoding': 'utf8'}"
+            "look at the engine's connect_args; and if the client encoding is SQL_ASCII, psycopg gives SQLAlchemy "
+            "bytes: have it be another, by connect_args={'client_encoding': 'utf8'}"
         )
     return (
-        "no driver raised this, so look at what the engine and its pool call, such as event listeners: where callers share "
-        "a statement they see no caller's context, unless the storage is told by group_by= which callers may share one"
+        "no driver raised this, so look at what the engine and its pool call, such as event listeners: where callers "
+        "share a statement they see no caller's context, unless the storage is told by group_by= which ones may"
     )
 
 
