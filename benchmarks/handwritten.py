@@ -12,6 +12,7 @@ import asyncpg  # type: ignore[import-untyped] # it has no types
 
 from benchmarks.workload import NAME, STEPS, Clock, RunSaga, Words, new_order, receipt, run_by_calls
 from saga_store.sqlalchemy.group_commit import LEAST_SHARED, MAX_BATCH_ROWS, MAX_FLUSHES
+from saga_store.sqlalchemy.write_parameters import ids_as_text
 from saga_store.sqlalchemy.write_sql import APPEND, NEW, UPDATE, write_many, write_one
 
 WORDS = Words("RUNNING", "COMPLETED", "STARTED", "COMPLETED")
@@ -179,8 +180,8 @@ def _values_of_many(batch: list[_Write]) -> dict[str, Any]:
 
 def _columns(batch: list[_Write]) -> dict[str, Any]:
     return {
-        "saga_id": [write.saga_id for write in batch],
-        "status": _words([write.status or "NULL" for write in batch]),
+        "saga_id": ids_as_text(write.saga_id for write in batch),
+        "status": ",".join(write.status or "" for write in batch),
         "context": [write.context for write in batch],
     }
 
@@ -188,15 +189,11 @@ def _columns(batch: list[_Write]) -> dict[str, Any]:
 def _steps(batch: list[_Write]) -> dict[str, Any]:
     steps = [(write.saga_id, *step) for write in batch for step in write.steps]
     return {
-        "step_saga_id": [step[0] for step in steps],
+        "step_saga_id": ids_as_text(step[0] for step in steps),
         "step_name": [step[1] for step in steps],
-        "step_action": _words(["act"] * len(steps)),
-        "step_status": _words([step[2] for step in steps]),
+        "step_action": ",".join(["act"] * len(steps)),
+        "step_status": ",".join(step[2] for step in steps),
     }
-
-
-def _words(words: list[str]) -> str:
-    return f"{{{','.join(words)}}}"
 
 
 @asynccontextmanager

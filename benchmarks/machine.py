@@ -43,6 +43,15 @@ def load() -> float:
     return round(os.getloadavg()[0], 1)
 
 
+def busy() -> float | None:
+    """Return the seconds that the cores have worked since the machine began; None where there is no /proc."""
+    try:
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:8])
+    except OSError:
+        return None
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 def filesystem(folder: Path) -> str:
     """Return the kind of file system that the folder is on; "unknown" where there is no /proc."""
     try:

@@ -4,12 +4,15 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
 from statistics import median
+from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import Engine, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
 
 from benchmarks.engine import run_by_engine
 from benchmarks.workload import NAME, STEPS, Clock, RunSaga, Words, new_order, receipt, run_by_calls
@@ -19,6 +22,8 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
 
 WORDS = Words(SagaStatus.RUNNING, SagaStatus.COMPLETED, SagaStepStatus.STARTED, SagaStepStatus.COMPLETED)
+
+TENANT = ContextVar("TENANT", default="acme")
 
 
 @asynccontextmanager
@@ -37,6 +42,35 @@ async def methods(
 ) -> AsyncIterator[RunSaga]:
     async with engine_on(url, connections=connections, driver=driver) as engine:
         yield partial(run_by_calls, SqlAlchemySagaStorage(engine, group_commit=group_commit), WORDS)
+
+
+@asynccontextmanager
+async def routed(url: str, connections: int) -> AsyncIterator[RunSaga]:
+    """A sessionmaker whose sessions choose the engine by the tenant whose context it is."""
+    async with engine_on(url, connections=connections) as engine:
+        engines = {TENANT.get(): engine.sync_engine}
+
+        class Routed(Session):
+            def get_bind(self, *_: Any, **__: Any) -> Engine:  # noqa: ANN401 - whatever SQLAlchemy hands over
+                return engines[TENANT.get()]
+
+        maker = async_sessionmaker(sync_session_class=Routed)
+        yield partial(run_by_calls, SqlAlchemySagaStorage(maker), WORDS)
+
+
+@asynccontextmanager
+async def translated(url: str, connections: int) -> AsyncIterator[RunSaga]:
+    """An engine whose statements are for a schema that it names."""
+    async with engine_on(url, connections=connections) as engine:
+        named = engine.execution_options(schema_translate_map={None: "public"})
+        yield partial(run_by_calls, SqlAlchemySagaStorage(named), WORDS)
+
+
+@asynccontextmanager
+async def grouped(url: str, connections: int) -> AsyncIterator[RunSaga]:
+    """An engine, and statements that callers of one tenant share."""
+    async with engine_on(url, connections=connections) as engine:
+        yield partial(run_by_calls, SqlAlchemySagaStorage(engine, group_by=TENANT.get), WORDS)
 
 
 @asynccontextmanager

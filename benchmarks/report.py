@@ -5,7 +5,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any, TypeAlias
 
-from benchmarks.rows import BASE, Row
+from benchmarks.rows import BASE, DIRECT, ROUTED, Row
 from benchmarks.session import Session
 from benchmarks.targets import targets
 from benchmarks.workload import Measurement
@@ -37,6 +37,10 @@ def make_report(rows: tuple[Row, ...], session: Session, facts: dict[str, Any]) 
             "ratio": ratio(row.key, BASE, crowd),
             "p50_ms": _median([one.p50 * MILLI for one in measured]),
             "p99_ms": _median([one.p99 * MILLI for one in measured]),
+            "client_cores": _median([one.cpu_seconds / one.seconds for one in measured]),
+            "other_cores": _median(
+                [(one.busy_seconds - one.cpu_seconds) / one.seconds for one in measured if one.busy_seconds is not None]
+            ),
             "client_cpu_ms": _median([one.cpu_seconds / one.sagas * MILLI for one in measured]),
             **findings.counts[row.key, crowd],
             "rounds": [asdict(one) for one in measured],
@@ -54,6 +58,9 @@ def make_report(rows: tuple[Row, ...], session: Session, facts: dict[str, Any]) 
                 "at": {str(crowd): figures(row, crowd) for crowd in crowds},
             }
             for row in rows
+        },
+        "routing": {
+            row: {str(crowd): ratio(row, DIRECT, crowd) for crowd in crowds} for row in ROUTED if row in session.beds
         },
         "lonely_call": {
             "with_ms": _median([pair[0] * MILLI for pair in findings.lonely]),
@@ -98,11 +105,36 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _table(report, "Sagas per second, and how many times those of python-cqrs's storage", _speed_cell)
     yield from _table(report, "Latency of a call in ms, p50 / p99", _latency_cell, of_call=True)
     yield from _table(report, "CPU of the client in ms per saga", _cell("client_cpu_ms", "{:.2f}"))
+    yield from _cores(report)
+    yield from _routing(report)
     yield from _table(report, "Statements per saga (BEGIN and COMMIT count)", _cell("statements", "{:.3g}"))
     yield from _table(report, "Transactions per saga", _cell("transactions", "{:.3g}"))
     yield from _table(report, "WAL in bytes per saga, without full-page images", _cell("wal_bytes", "{:,.0f}"))
     yield from _table(report, "Share of HOT among the updates of saga_executions", _cell("hot", "{:.2f}"))
     yield from _targets(report)
+
+
+def _cores(report: Report) -> Iterator[str]:
+    """What of the machine is used, and what is idle: there a batch waits for another, or for the disk."""
+    cores = report["machine"]["cores"]
+
+    def cell(figures: dict[str, Any]) -> str:
+        client, others = figures["client_cores"], figures["other_cores"]
+        if others is None:
+            return f"{client:.2f} / {NOTHING}"
+        return f"{client:.2f} / {others:.2f} ({max(0, 1 - (client + others) / cores):.0%} idle)"
+
+    yield from _table(report, f"Of {cores} cores: client / all else (server)", cell)
+
+
+def _routing(report: Report) -> Iterator[str]:
+    lines = [
+        ["Speed of what is routed / straight to the engine", *(f"{crowd} at a time" for crowd in report["crowds"])]
+    ]
+    for row, ratios in report["routing"].items():
+        cells = [NOTHING if (found := ratios[str(crowd)]) is None else f"{found:.2f}" for crowd in report["crowds"]]
+        lines.append([report["rows"][row]["title"], *cells])
+    yield from markdown(lines)
 
 
 Cell: TypeAlias = Callable[[dict[str, Any]], str]

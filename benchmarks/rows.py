@@ -56,6 +56,9 @@ ROWS = (
         CALL,
         partial(ours.methods, group_commit=False),
     ),
+    Row("routed", "saga-store: six methods, routed by get_bind", "saga_store", CALL, ours.routed),
+    Row("translated", "saga-store: six methods, schema_translate_map", "saga_store", CALL, ours.translated),
+    Row("grouped", "saga-store: six methods, group_by", "saga_store", CALL, ours.grouped),
     Row("floor", "floor: hand-written batches of calls", "saga_store", CALL, handwritten.batched_calls),
     Row(
         "floor-checkpoints",
@@ -67,3 +70,5 @@ ROWS = (
 )
 BASE = "cqrs"
 """The row that the others are compared with."""
+DIRECT, ROUTED = "methods", ("routed", "translated", "grouped")
+"""What is written straight to an engine, and what somebody has to say of where to."""

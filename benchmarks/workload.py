@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 
+from benchmarks.machine import busy
+
 NAME = "OrderSaga"
 STEPS = ("ReserveStock", "TakePayment", "ShipParcel")
 LOG_ENTRIES = 2 * len(STEPS)
@@ -107,11 +109,12 @@ def tickets_for(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one crowd did."""
+    """What one crowd did; ``cpu_seconds`` are the client's own, and ``busy_seconds`` those of all on this machine."""
 
     sagas: int
     seconds: float
     cpu_seconds: float
+    busy_seconds: float | None
     calls: int
     p50: float
     p99: float
@@ -120,11 +123,12 @@ class Measurement:
 async def measure(run_saga: RunSaga, *, at_a_time: int, seconds: float) -> Measurement:
     clock = Clock()
     gc.collect()
-    start, cpu_start = time.perf_counter(), time.process_time()
+    start, cpu_start, busy_start = time.perf_counter(), time.process_time(), busy()
     sagas = await run_crowd(run_saga, clock, at_a_time=at_a_time, tickets=tickets_for(seconds))
-    elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    elapsed, cpu, busy_end = time.perf_counter() - start, time.process_time() - cpu_start, busy()
+    others = None if busy_start is None or busy_end is None else busy_end - busy_start
     ordered = sorted(clock.calls)
-    return Measurement(sagas, elapsed, cpu, len(ordered), quantile(ordered, 0.5), quantile(ordered, 0.99))
+    return Measurement(sagas, elapsed, cpu, others, len(ordered), quantile(ordered, 0.5), quantile(ordered, 0.99))
 
 
 def quantile(ordered: list[float], share: float) -> float:
