@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from saga_store.schema.connections import Bind, connected
+from saga_store.schema.connections import Bind, connected, connected_async
 from saga_store.schema.fingerprint import Check, State, check_connection
 from saga_store.schema.privileges import check_grants, require_readable
 from saga_store.schema.scripts import make_config, recorded_revision
@@ -133,8 +133,7 @@ async def acheck(bind: AsyncEngine | AsyncConnection, *, schema: str | None = No
     """Do what ``check`` does, on the engine of an application: for a readiness probe."""
     if isinstance(bind, AsyncConnection):
         return await bind.run_sync(lambda connection: check(connection, schema=schema, strict=strict))
-    async with bind.connect() as connection:
-        return await acheck(connection, schema=schema, strict=strict)
+    return await connected_async(bind, lambda connection: check_connection(connection, schema, strict=strict))
 
 
 def history() -> list[Revision]:

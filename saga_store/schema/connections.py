@@ -68,6 +68,11 @@ async def opened(given: str) -> AsyncIterator[AsyncEngine]:
         await engine.dispose()
 
 
+async def connected_async(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+    """Do what ``connected`` does, on an application's own async engine."""
+    return await _on_async_engine(engine, _address_of(engine.sync_engine), work)
+
+
 def _on_engine(engine: Engine, address: Address | MigrationError, work: Callable[[Connection], T]) -> T:
     with _explained(address):
         connection = engine.connect()
@@ -75,7 +80,9 @@ def _on_engine(engine: Engine, address: Address | MigrationError, work: Callable
         return work(connection)
 
 
-async def _on_async_engine(engine: AsyncEngine, address: Address, work: Callable[[Connection], T]) -> T:
+async def _on_async_engine(
+    engine: AsyncEngine, address: Address | MigrationError, work: Callable[[Connection], T]
+) -> T:
     with _explained(address):
         connection = await engine.connect()
     try:

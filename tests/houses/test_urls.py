@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from saga_store import adoption, schema
 from saga_store.cli import main
@@ -464,6 +465,17 @@ def test_any_name_of_a_database(empty_database: Database) -> None:
 def test_another_database_by_an_engine() -> None:
     with pytest.raises(MigrationError, match="needs PostgreSQL, and this is sqlite: pass another Engine"):
         schema.check(create_engine("sqlite://"))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_an_async_engine_that_gets_no_connection(driver: str) -> None:
+    """A readiness probe's, whose answer is logged; SQLAlchemy took the end of the password for the host."""
+    for url in (f"postgresql+{driver}://me:c4n4ry@127.0.0.1:1/d", f"postgresql+{driver}://me:x@c4n4ry@127.0.0.1:1/d"):
+        engine = create_async_engine(url)
+        with pytest.raises(MigrationError, match="can't connect") as caught:
+            await schema.acheck(engine)
+        assert CANARY not in "".join(traceback.format_exception(caught.value))
+        await engine.dispose()
 
 
 class TestAsyncpg:
