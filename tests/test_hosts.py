@@ -269,7 +269,7 @@ class TestTransaction:
         work = partial(migrations.upgrade, from_="base", to=REVISION)
         with pytest.raises(StoppedError):
             run_revision(empty_database, work, stop)
-        assert schema.current(empty_database.url("psycopg")) == "saga_store_0001"
+        assert schema.current(empty_database.url("psycopg")) == "saga_store_0004"
         run_revision(empty_database, work)
         assert schema.check(empty_database.url("psycopg")).state is State.CURRENT
 

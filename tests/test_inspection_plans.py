@@ -96,10 +96,10 @@ VIEWS: dict[str, tuple[View, int]] = {
     "count of stuck": (lambda storage: storage.count_sagas(SagaQuery(conditions=STUCK)), SAMPLE),
     "groups": (lambda storage: storage.group_sagas(SagaQuery(conditions=STUCK)), SAMPLE),
     "groups of failed": (lambda storage: storage.group_sagas(SagaQuery(statuses=[SagaStatus.FAILED])), SAMPLE),
-    "interventions": (lambda storage: storage.find_interventions(since=since(), limit=10), LIST),
+    "interventions": (lambda storage: storage.find_interventions(since=since(), limit=10), 80),
     "more interventions": (
         lambda storage: storage.find_interventions(since=since(), by="alice", limit=10, after="9999999"),
-        LIST,
+        80,
     ),
     "figures": (lambda storage: storage.get_figures(), SAMPLE),
 }

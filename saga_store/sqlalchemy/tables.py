@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-REVISION = "saga_store_0004"
+REVISION = "saga_store_0005"
 """The migration that this release needs."""
 
 _NOW = text("now()")
@@ -122,5 +122,7 @@ class SagaLogModel(Base):
         Index("ix_saga_logs_saga_id", "saga_id", "id", unique=True),
         # What happened when: reports, and deleting the oldest.
         Index("ix_saga_logs_created_at", "created_at"),
+        # What persons did: a few entries among many.
+        Index("ix_saga_logs_interventions", "id", postgresql_where=text("starts_with(step_name, 'saga_store.')")),
         {"comment": "The history of every saga; rows are only ever added (saga-store)"},
     )
