@@ -19,8 +19,8 @@ What holds for every method:
   context that is no dict, has a key that is no string, NaN, an infinity, or a value that wouldn't come back
   equal from JSON, or that is nested more than 500 levels deep; an unknown status or action.
 
-Any method may raise ``StorageUnavailableError`` and ``SchemaError``; any write ``UnknownOutcomeError``. Whoever asks for
-a saga whose row can't be read, since something else than this package wrote it, gets ``SagaUnreadableError``; lists and
+Any method may raise ``StorageUnavailableError`` and ``SchemaError``; any write ``UnknownOutcomeError``. Who asks for a
+saga whose row can't be read, since something else than this package wrote it, gets ``SagaUnreadableError``; lists and
 claims leave such a saga out, and log its id as a warning.
 """
 

@@ -940,7 +940,7 @@ MUTANTS = (
     Mutant(StreamsNothing, HistoryStreamContract, "test_missing_saga_has_no_stream"),
     Mutant(DoubtsWhatRuns, InspectionContract, "test_what_holds_first_counts"),
     Mutant(TakesPersonsForLife, InspectionContract, "test_persons_are_no_sign_of_life[break_lease]"),
-    Mutant(ForgetsWhoHolds, InspectionContract, "test_views_tell_what_is_so"),
+    Mutant(ForgetsWhoHolds, InspectionContract, "test_what_holds_first_counts"),
     Mutant(RepeatsTheLastSaga, InspectionContract, "test_pages_follow_each_other"),
     Mutant(AlwaysGoesOn, InspectionContract, "test_a_page_says_if_there_is_more"),
     Mutant(HidesItsWindow, InspectionContract, "test_a_search_says_how_far_back_it_looked"),

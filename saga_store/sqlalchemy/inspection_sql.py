@@ -55,13 +55,13 @@ def _answer(*columns: str) -> str:
 
 
 # A field of a context, as jsonb. PostgreSQL can't hold every string that JSON can: NUL nowhere, half a surrogate pair
-# neither, and in a database that isn't in UTF-8 hardly anything. So those escapes stay escapes, in both values.
-_ESCAPE = (
-    r"""CASE current_setting('server_encoding') WHEN 'UTF8' THEN '\\u(0000|[dD][89a-fA-F]..)' ELSE '\\u....' END"""
-)
+# neither, and in a database that isn't in UTF-8 hardly anything. So those escapes stay escapes, in both values. Escaped
+# backslashes get another spelling first: then every backslash that is left begins an escape.
+_ESCAPE = r"""CASE current_setting('server_encoding')
+        WHEN 'UTF8' THEN E'\\\\u(0000|[dD][89a-fA-F]..)' ELSE E'\\\\u(....)' END"""
 _BARE_CONTEXT = rf"""
     CASE WHEN {{text}} ~ ({_ESCAPE})
-        THEN regexp_replace({{text}}, '(?<=(^|[^\\])(\\\\)*)(' || {_ESCAPE} || ')', '\\\1', 'g')
+        THEN regexp_replace(replace({{text}}, E'\\\\', E'\\u005c'), ({_ESCAPE}), E'\\\\\\\\u\\1', 'g')
         ELSE {{text}} END"""
 
 
