@@ -198,8 +198,6 @@ class TestPostgreSQL(
     LeaseContract,
     LeaseRaceContract,
     RowCountContract,
-    InspectionContract,
-    SettlementRaceContract,
 ):
     @pytest.fixture
     def unit(self, engine: AsyncEngine) -> CheckpointUnit:
@@ -208,6 +206,14 @@ class TestPostgreSQL(
     @pytest.fixture
     def joinable(self, engine: AsyncEngine) -> Joinable:
         return partial(JOINING_BINDS["connection"], engine)
+
+
+class TestPostgreSQLViews(PostgreSQLFixtures, InspectionContract, SettlementRaceContract):
+    """In a database without the contexts of other tests, which a search by context would have to go through."""
+
+    @pytest.fixture
+    def unit(self, engine: AsyncEngine) -> CheckpointUnit:
+        return unit_of("engine", engine)
 
 
 class TestPostgreSQLTransaction(

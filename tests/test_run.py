@@ -61,7 +61,7 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
 from tests.connections import engine_on, until_returned
 from tests.databases import Database
-from tests.proxy import Cut
+from tests.proxy import Cut, Proxy
 from tests.scene import NEVER, Scene, until
 from tests.test_cancellation import CancelledAt
 from tests.test_contract import DRIVERS
@@ -626,3 +626,26 @@ class TestCommitInto:
             del into
             await run.commit()
         assert await steps_of(storage, saga_id) == ["one"]
+
+
+async def test_a_repeated_commit_that_gets_no_connection_is_as_open_as_before(database: Database, driver: str) -> None:
+    """It has written nothing, but the one before may have: that is no error that says that nothing was written."""
+    one = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
+    async with Proxy.before(database.url(driver)) as (proxy, url), engine_on(url, **one) as engine:
+        storage = SqlAlchemySagaStorage(engine, retry_for=timedelta())
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        for _ in range(8):  # until the driver has prepared what is to be lost
+            async with storage.run(saga_id) as run:
+                await run.log_step(saga_id, "warm", "act", SagaStepStatus.STARTED)
+                await run.commit()
+        async with storage.run(saga_id) as run:
+            await run.log_step(saga_id, "mine", "act", SagaStepStatus.STARTED)
+            proxy.cut = Cut.BEFORE_ANSWER
+            with pytest.raises(UnknownOutcomeError):
+                await run.commit()
+            async with engine.connect():
+                with pytest.raises(UnknownOutcomeError):
+                    await run.commit()
+            await run.commit()
+        assert [entry.step_name for entry in await storage.get_step_history(saga_id)].count("mine") == 1

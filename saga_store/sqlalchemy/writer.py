@@ -94,7 +94,14 @@ class Writer:
 
     async def repeat(self, write: Write) -> Outcome:
         """Apply a write that may have been sent before, with the same id: it may be there, or be under way still."""
-        return await self._until_unlocked(self._write_again, write)
+        try:
+            outcome = await self._until_unlocked(self._write_again, write)
+        except StorageUnavailableError as exc:
+            outcome = exc
+        if isinstance(outcome, StorageUnavailableError) and not self._executor.joins:
+            # This attempt has written nothing; what became of the one before is as open as it was.
+            raise UnknownOutcomeError(write.saga_id) from outcome
+        return outcome
 
     async def _write_again(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
         [write] = writes
