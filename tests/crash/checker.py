@@ -188,7 +188,7 @@ class _Saga:
         asked, answered = operation.asked, operation.answered
         what = f"{asked.call} {asked.token}, answered {answered.answer if answered else 'nothing'}"
         if answered and answered.answer is Answer.UNEXPECTED:
-            yield Fault.UNEXPECTED, f"{what}: {answered.error}"
+            yield Fault.UNEXPECTED, f"{what}: {answered.error} {answered.notes}".rstrip()
         parts = [traces.states] if asked.changes_row else []
         parts += [traces.logs[index] for index in range(asked.steps)]
         if not any(parts):

@@ -77,7 +77,7 @@ async def main(setup: Setup) -> None:
     async with opened(setup) as engine, asyncio.TaskGroup() as tasks:
         bind = engine if setup.bind == "engine" else async_sessionmaker(engine)
         storage = SqlAlchemySagaStorage(bind, group_commit=setup.group_commit)
-        client = Client(storage, Journal(Path(setup.journal)), setup.name, ordered=setup.group_commit)
+        client = Client(storage, engine, Journal(Path(setup.journal)), setup.name, ordered=setup.group_commit)
         loop.add_signal_handler(signal.SIGUSR1, lambda: tasks.create_task(run_pool_dry(engine)))
         for number in range(setup.tasks):
             tasks.create_task(write(client, random.Random(f"{setup.seed}/{number}"), stopping))  # noqa: S311 - repeatable

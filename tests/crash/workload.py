@@ -3,15 +3,23 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 from uuid import UUID, uuid5
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from saga_store import (
     Checkpoint,
     ISagaStorage,
     LogStep,
     SagaNotFoundError,
+    SagaRun,
     SagaStatus,
     SagaStepStatus,
     SagaStoreError,
@@ -31,13 +39,17 @@ NAME = "crash"
 # Some entries are long, so that a small disk fills up soon.
 PADDING = (0, 0, 0, 1500)
 PAUSE_SECONDS = 0.05
+LONGEST_COMMIT_SECONDS = 0.005
 
 
 class Client:
     """Asks, and notes what it asked and what it was told."""
 
-    def __init__(self, storage: SagaStorage, journal: Journal, name: str, *, ordered: bool) -> None:
+    def __init__(
+        self, storage: SagaStorage, engine: AsyncEngine, journal: Journal, name: str, *, ordered: bool
+    ) -> None:
         self.storage = storage
+        self.engine = engine
         self.ordered = ordered
         self._journal = journal
         self._name = name
@@ -62,6 +74,9 @@ class Client:
         except Exception as exc:  # noqa: BLE001 - what isn't of the contract is for the checker to report
             code = getattr(exc, "sqlstate", None)
             error = type(exc).__name__ if isinstance(exc, SagaStoreError) else repr(exc)
+            if not isinstance(exc, SagaStoreError):  # of which nothing is known but where it comes from
+                frames = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in extract_tb(exc.__traceback__)]
+                exc.add_note(" ".join(frames))
             notes = "; ".join(getattr(exc, "__notes__", ()))
             answered = Answered(asked.token, _meaning(exc), now(), error=error, code=code, notes=notes)
         else:
@@ -219,7 +234,16 @@ async def run(client: Client, rng: random.Random, saga: UUID) -> Answered:
     """Write a scoped run; sometimes log entries alone."""
     count, changes = rng.randint(1, 3), rng.random() < 0.7
     status = rng.choice(STATUSES) if changes else None
-    asked = client.asking("run", saga, status=status, context=changes, steps=count, fenced=True)
+    way: Callable[[SagaRun], Awaitable[None]]
+    chance = rng.random()
+    if chance < 0.2:
+        call, way = "run, into a session", partial(into_a_session, saga=saga, engine=client.engine, rng=rng)
+    elif chance < 0.4:
+        call, way = "run, cancelled and repeated", partial(cancelled_and_repeated, saga=saga, rng=rng)
+    else:
+        call, way = "run", SagaRun.commit
+    # Of a COMMIT of the application's, and of a call that was cancelled, the storage need not find out what came.
+    asked = client.asking(call, saga, status=status, context=changes, steps=count, fenced=call == "run")
 
     async def commit() -> int | None:
         async with client.storage.run(saga) as unit:
@@ -227,10 +251,36 @@ async def run(client: Client, rng: random.Random, saga: UUID) -> Answered:
                 await unit.update_status(saga, status)
                 await unit.update_context(saga, {"token": asked.token})
             await log(unit, saga, asked)
-            await unit.commit()
+            await way(unit)
             return unit.version
 
     return await client.ask(asked, commit)
+
+
+async def cancelled_and_repeated(unit: SagaRun, saga: UUID, rng: random.Random) -> None:
+    """Cancel a commit wherever it is, and call it again: what is buffered comes once."""
+    first = asyncio.ensure_future(unit.commit())
+    await asyncio.sleep(rng.uniform(0, LONGEST_COMMIT_SECONDS))
+    first.cancel()
+    with suppress(asyncio.CancelledError):
+        await first
+    try:
+        await unit.commit()
+    except StorageUnavailableError as exc:
+        raise UnknownOutcomeError(saga) from exc  # this call has written nothing; the cancelled one may have
+
+
+async def into_a_session(unit: SagaRun, saga: UUID, engine: AsyncEngine, rng: random.Random) -> None:
+    """Commit in a transaction of the application's; one time in five that is rolled back, and the run commits alone."""
+    async with AsyncSession(engine) as session:
+        await unit.commit(into=session)
+        commits = rng.random() < 0.8
+        try:
+            await (session.commit() if commits else session.rollback())
+        except (SQLAlchemyError, OSError) as exc:
+            # They are the application's: nobody repeats a COMMIT.
+            raise UnknownOutcomeError(saga) if commits else StorageUnavailableError(str(exc)) from exc
+    await unit.commit()  # what was rolled back is in the buffer again, and otherwise there is nothing
 
 
 class SharedSagas:
