@@ -239,11 +239,12 @@ async def run(client: Client, rng: random.Random, saga: UUID) -> Answered:
     if chance < 0.2:
         call, way = "run, into a session", partial(into_a_session, saga=saga, engine=client.engine, rng=rng)
     elif chance < 0.4:
-        call, way = "run, cancelled and repeated", partial(cancelled_and_repeated, saga=saga, rng=rng)
+        call, way = "run, cancelled and repeated", partial(cancelled_and_repeated, rng=rng)
     else:
         call, way = "run", SagaRun.commit
-    # Of a COMMIT of the application's, and of a call that was cancelled, the storage need not find out what came.
-    asked = client.asking(call, saga, status=status, context=changes, steps=count, fenced=call == "run")
+    # Of a COMMIT of the application's the storage need not find out what came.
+    fenced = call != "run, into a session"
+    asked = client.asking(call, saga, status=status, context=changes, steps=count, fenced=fenced)
 
     async def commit() -> int | None:
         async with client.storage.run(saga) as unit:
@@ -257,17 +258,14 @@ async def run(client: Client, rng: random.Random, saga: UUID) -> Answered:
     return await client.ask(asked, commit)
 
 
-async def cancelled_and_repeated(unit: SagaRun, saga: UUID, rng: random.Random) -> None:
+async def cancelled_and_repeated(unit: SagaRun, rng: random.Random) -> None:
     """Cancel a commit wherever it is, and call it again: what is buffered comes once."""
     first = asyncio.ensure_future(unit.commit())
     await asyncio.sleep(rng.uniform(0, LONGEST_COMMIT_SECONDS))
     first.cancel()
     with suppress(asyncio.CancelledError):
         await first
-    try:
-        await unit.commit()
-    except StorageUnavailableError as exc:
-        raise UnknownOutcomeError(saga) from exc  # this call has written nothing; the cancelled one may have
+    await unit.commit()
 
 
 async def into_a_session(unit: SagaRun, saga: UUID, engine: AsyncEngine, rng: random.Random) -> None:
