@@ -175,6 +175,7 @@ class TestHeldTables:
     def test_a_table_that_is_held_for_a_while(self, database: Database, driver: str, table: str) -> None:
         """The migration is refused the table several times, and succeeds once it is free."""
         refused = 0
+        schema.downgrade(database.url("psycopg"), "saga_store_0004")  # to drop an index nobody is made to wait
         statement = f"LOCK TABLE {table} IN ACCESS SHARE MODE"
         with (
             holding(database, statement) as holder,
@@ -187,7 +188,7 @@ class TestHeldTables:
             holder.commit()
             undone = migrating.result(PATIENCE_SECONDS)
 
-        assert undone == REVISIONS[::-1]
+        assert undone == REVISIONS[-2::-1]
         assert schema.current(database.url("psycopg")) is None
 
     @pytest.mark.parametrize("driver", DRIVERS)
@@ -209,6 +210,7 @@ class TestHeldTables:
 
     def test_the_way_back_from_a_table_that_is_held_for_ever(self, database: Database) -> None:
         """Revisions that could be undone are, and the one that couldn't is as if nobody had tried."""
+        schema.downgrade(database.url("psycopg"), "saga_store_0004")  # what is undone first needs the table, too
         with (
             holding(database, "LOCK TABLE saga_logs IN ACCESS SHARE MODE"),
             pytest.raises(schema.MigrationLockError, match=FIRST),
