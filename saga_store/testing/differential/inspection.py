@@ -6,6 +6,7 @@ from uuid import UUID
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from saga_store.errors import InvalidSagaDataError
 from saga_store.inspection import SagaCondition, SagaQuery
 from saga_store.storage import SagaStorage
 from saga_store.testing.differential import strategies as draw
@@ -46,4 +47,7 @@ class InspectionRules(DifferentialMachine):
             entry_id = doubts[which].id if which < len(doubts) else 0
             await storage.settle_step(saga_id, entry_id, **said)
 
-        self.write(who, saga, settle)
+        who = self.writer(who, saga)
+        result = self.both(lambda world: settle(world.storage(who), self.ids[saga]))
+        # A refusal comes after the row was locked, as it has to.
+        self.wrote(who, saga, None if isinstance(result, InvalidSagaDataError) else result)
