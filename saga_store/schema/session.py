@@ -6,7 +6,7 @@ import logging
 import random
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from alembic.runtime.migration import MigrationContext
@@ -18,7 +18,7 @@ from sqlalchemy.util import await_only
 from saga_store.schema.scripts import VERSION_TABLE
 from saga_store.schema.settings import LOCK_TIMEOUT, STATEMENT_TIMEOUT, MigrationError, MigrationLockError, Settings
 from saga_store.sqlalchemy import Base
-from saga_store.sqlalchemy.failures import sqlstate
+from saga_store.sqlalchemy.failures import reason, sqlstate
 
 _LOG = logging.getLogger("saga_store.migrations")
 
@@ -97,11 +97,38 @@ def target_schema(connection: Connection, settings: Settings) -> Iterator[str]:
     """Yield the schema's name, which all names in this session refer to until the end."""
     if connection.dialect.detect_autocommit_setting(connection.connection.dbapi_connection):  # type: ignore[arg-type] # open
         raise MigrationError("the connection is in autocommit, where a revision that fails couldn't be undone")
-    with _restored(connection):
+    with first_error(connection), _restored(connection):
         with connection.begin():
             name = settings.schema or _current_schema(connection)
             connection.execute(_STAY, {"schema": name})
         yield name
+
+
+@contextlib.contextmanager
+def first_error(connection: Connection) -> Iterator[None]:
+    """Raise what went wrong first, if the session was lost: whatever tidies up afterwards fails as well."""
+    try:
+        yield
+    except Exception as exc:
+        if not (connection.invalidated or connection.closed):
+            raise
+        chain = list(_chain(exc))
+        # SQLAlchemy gives up a connection that was interrupted, and then can't go on with it.
+        for each in chain:
+            if not isinstance(each, Exception):
+                raise each from None
+        lost = [each for each in chain if isinstance(each, DBAPIError) and each.connection_invalidated]
+        first = lost[-1] if lost else chain[-1]
+        raise MigrationError(
+            f"the session of the server was lost: {reason(first)}. What was committed stays; run it again"
+        ) from first
+
+
+def _chain(exc: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what came before it, back to the first."""
+    while exc is not None:
+        yield exc
+        exc = exc.__cause__ or exc.__context__
 
 
 @contextlib.contextmanager
@@ -234,11 +261,8 @@ def _locked(connection: Connection, settings: Settings, schema: str) -> Iterator
                 f"nothing was done. Its session:\n{holders_of_key(connection, key)}\n"
                 "Wait for it, or have a longer --lock-wait (alembic: -x lock_wait=SECONDS)."
             )
-    try:
+    with _afterwards(connection, lambda: _call(connection, "pg_advisory_unlock", key)):
         yield
-    finally:
-        with _unless_lost(connection):
-            _call(connection, "pg_advisory_unlock", key)
 
 
 def _call(connection: Connection, function: str, key: int) -> bool:
@@ -255,25 +279,32 @@ def _restored(connection: Connection) -> Iterator[None]:
     """Give a session of the caller's, or of a pool's, back as it was."""
     names = ("search_path", "lock_timeout", "statement_timeout")
     with connection.begin():
-        before = {name: connection.scalar(text("SELECT current_setting(:name)"), {"name": name}) for name in names}
-    try:
+        before = {name: str(connection.scalar(text("SELECT current_setting(:name)"), {"name": name})) for name in names}
+    with _afterwards(connection, lambda: _set_all(connection, before)):
         yield
-    finally:
-        with _unless_lost(connection), connection.begin():
-            for name, value in before.items():
-                _set(connection, name, value)
+
+
+def _set_all(connection: Connection, settings: Mapping[str, str]) -> None:
+    with connection.begin():
+        for name, value in settings.items():
+            _set(connection, name, value)
 
 
 @contextlib.contextmanager
-def _unless_lost(connection: Connection) -> Iterator[None]:
-    """Tidy up, unless the session has ended: then nothing is left to tidy up, and the first error counts."""
-    if connection.in_transaction():
-        connection.rollback()
+def _afterwards(connection: Connection, tidy: Callable[[], object]) -> Iterator[None]:
+    """Tidy up; if something has gone wrong, that is what counts, whatever comes of tidying up."""
     try:
         yield
-    except DBAPIError:
-        if not connection.invalidated:
-            raise
+    except BaseException:
+        if not (connection.invalidated or connection.closed):
+            with contextlib.suppress(Exception):
+                if connection.in_transaction():
+                    connection.rollback()
+                tidy()
+        raise
+    if connection.in_transaction():
+        connection.rollback()
+    tidy()
 
 
 class Patience:
@@ -311,10 +342,41 @@ def is_refused_lock(exc: DBAPIError) -> bool:
     return sqlstate(exc) in _RETRIABLE_CODES
 
 
+# Their locks belong to no session.
+_PREPARED = text("""
+SELECT p.gid, p.owner, CAST(EXTRACT(EPOCH FROM clock_timestamp() - p.prepared) AS integer),
+    string_agg(DISTINCT l.mode || ' on ' || c.relname, ', ')
+FROM pg_prepared_xacts p
+JOIN pg_locks l ON l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
+JOIN pg_class c ON c.oid = l.relation
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE p.database = current_database() AND n.nspname = current_schema() AND c.relname IN :tables
+GROUP BY p.gid, p.owner, p.prepared
+ORDER BY p.prepared
+""").bindparams(bindparam("tables", [*Base.metadata.tables, VERSION_TABLE], expanding=True))
+_SLOTS = text("""
+SELECT slot_name, active_pid FROM pg_replication_slots
+WHERE database = current_database() AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL)
+ORDER BY slot_name
+""")
+
+
 def holders_of_tables(connection: Connection) -> str:
-    """Say which sessions hold locks on our tables, or old snapshots: a line for each, the oldest first."""
+    """Say who holds locks on our tables, or old snapshots, and what ends them: a line for each, the oldest first."""
     with connection.begin():
-        return _told(connection.execute(_HOLDERS_OF_TABLES).all())
+        prepared = [
+            f"  prepared transaction {gid!r}, user {owner}, holds {held}: {seconds} s; "
+            f"ROLLBACK PREPARED {literal(gid)}, or COMMIT PREPARED {literal(gid)}"
+            for gid, owner, seconds, held in connection.execute(_PREPARED)
+        ]
+        slots = [
+            f"  replication slot {name!r}, keeps old snapshots: "
+            + (f"pid {pid} uses it; " if pid else "unused; ")
+            + (f"SELECT pg_terminate_backend({pid}), then " if pid else "")
+            + f"SELECT pg_drop_replication_slot({literal(name)})"
+            for name, pid in connection.execute(_SLOTS)
+        ]
+        return _told(connection.execute(_HOLDERS_OF_TABLES).all(), [*prepared, *slots])
 
 
 def holders_of_key(connection: Connection, key: int) -> str:
@@ -323,11 +385,12 @@ def holders_of_key(connection: Connection, key: int) -> str:
         return _told(connection.execute(_HOLDERS_OF_KEY, {"key": key}).all())
 
 
-def _told(rows: object) -> str:
+def _told(rows: object, others: Sequence[str] = ()) -> str:
     lines = [
         f"  pid {pid}, user {user}, application {application!r}, holds {held}: {state}"
         + ("" if seconds is None else f", {seconds} s")
         + (f": {query}" if query else "")
+        + f"; SELECT pg_terminate_backend({pid})"
         for pid, user, application, state, seconds, query, held in rows  # type: ignore[attr-defined] # rows of _SESSION
     ]
-    return "\n".join(lines) or "  (they have ended by now)"
+    return "\n".join([*others, *lines]) or "  (they have ended by now)"
