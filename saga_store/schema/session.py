@@ -347,7 +347,8 @@ _PREPARED = text("""
 SELECT p.gid, p.owner, CAST(EXTRACT(EPOCH FROM clock_timestamp() - p.prepared) AS integer),
     string_agg(DISTINCT l.mode || ' on ' || c.relname, ', ')
 FROM pg_prepared_xacts p
-JOIN pg_locks l ON l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
+JOIN pg_locks own ON own.locktype = 'transactionid' AND own.transactionid = p.transaction AND own.pid IS NULL
+JOIN pg_locks l ON l.virtualtransaction = own.virtualtransaction AND l.pid IS NULL
 JOIN pg_class c ON c.oid = l.relation
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE p.database = current_database() AND n.nspname = current_schema() AND c.relname IN :tables

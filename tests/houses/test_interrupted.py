@@ -110,12 +110,14 @@ def preparing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_what_belongs_to_no_session_is_named_with_what_ends_it(preparing: str, driver: str) -> None:
     """A prepared transaction holds the table; a replication slot keeps snapshots."""
-    with psycopg.connect(preparing) as connection:
+    with psycopg.connect(preparing, autocommit=True) as connection:
+        # First, for it waits for every transaction, prepared ones too.
+        connection.execute("SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
+        connection.autocommit = False
         connection.execute("LOCK TABLE saga_executions")
         connection.execute("PREPARE TRANSACTION 'two of ''em'")
         connection.commit()
-    with psycopg.connect(preparing, autocommit=True) as connection:
-        connection.execute("SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
+        connection.autocommit = True
         try:
             url = preparing.replace("postgresql://", f"postgresql+{driver}://")
             with pytest.raises(schema.MigrationLockError) as info:
