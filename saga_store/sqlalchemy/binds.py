@@ -3,7 +3,7 @@
 import abc
 import asyncio
 from collections.abc import AsyncIterator, Hashable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -48,8 +48,7 @@ class Transaction:
         adapted, driver = raw.dbapi_connection, raw.driver_connection
         was_sent = False
         try:
-            # The turn that SQLAlchemy's own statements take on this connection; there is no public way to it.
-            async with adapted._execute_mutex:  # type: ignore[union-attr] # noqa: SLF001 - it is open; as above
+            async with _turn_on(adapted, connection.dialect.driver):
                 was_sent = self._attempt.reached_connection = True
                 await self._begin(adapted)
                 spelling = statement.spelled(self._attempt.schema)
@@ -291,6 +290,14 @@ async def _connection_of(joined: AsyncSession | AsyncConnection, *, writes: bool
         connection = await joined.connection(bind_arguments=_bind_arguments(writes=writes))
         _check_driver(connection.dialect.name, connection.dialect.driver)
         yield connection
+
+
+def _turn_on(adapted: Any, driver: str) -> AbstractAsyncContextManager[object]:  # noqa: ANN401 - of either driver
+    """Return the lock that SQLAlchemy's own statements take on this connection; psycopg's have one of their own."""
+    if driver != "asyncpg":
+        return nullcontext()
+    turn: AbstractAsyncContextManager[object] = adapted._execute_mutex  # noqa: SLF001 - there is no public way to it
+    return turn
 
 
 async def in_autocommit(connection: AsyncConnection) -> bool:
