@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaNotFoundError
@@ -95,10 +95,17 @@ _few = settings(
 )
 
 
+_IN_DOUBT = _Recipe(
+    SagaStatus.RUNNING, 0, 0, is_leased=False, is_old=True, steps=(LogStep("pay", "act", _STARTED),), verb=None
+)
+_ENDED = _Recipe(SagaStatus.COMPLETED, 1, 0, is_leased=False, is_old=False, steps=(), verb=None)
+
+
 class InspectionContract(AgingContract):
     """What ``IInspectionStorage`` promises; other sagas may be there, under other names. Needs ``unit`` and ``age``."""
 
     @_few
+    @example([_IN_DOUBT, _ENDED], [SagaQuery(stale_after=_HOUR), SagaQuery(conditions=(SagaCondition.FINISHED,))])
     @given(st.lists(_recipes, min_size=1, max_size=6), st.lists(_queries, min_size=1, max_size=4))
     async def test_views_tell_what_is_so(
         self, storage: InspectedStorage, age: Age, recipes: list[_Recipe], queries: list[SagaQuery]
