@@ -200,6 +200,7 @@ class SagaGroup:
         silent_for: The longest silence.
         stopped: Since when each of them is silent, the earliest first.
         examples: The ids of those that are silent for longest, at most three.
+        never_claimed: How many of them no worker has ever claimed, nor holds.
         is_partial: There may be more of them, for not all sagas were looked at.
     """
 
@@ -214,6 +215,7 @@ class SagaGroup:
     stopped: tuple[datetime, ...]
     examples: tuple[UUID, ...]
     is_partial: bool = False
+    never_claimed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,14 @@ class InterventionPage:
     interventions: list[Intervention]
     after: str | None = None
     unreadable: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecentHistory:
+    """The end of a saga's history, in its order, with details cut; ``left_out`` entries come before it."""
+
+    entries: list[SagaLogEntry]
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -670,6 +680,7 @@ def group(summaries: Iterable[SagaSummary], now: datetime, *, is_partial: bool =
                 stopped=tuple(now - saga.silent_for for saga in sagas),
                 examples=tuple(saga.id for saga in sagas[:3]),
                 is_partial=is_partial,
+                never_claimed=sum(saga.recovery_attempts == 0 and saga.lease_owner is None for saga in sagas),
             )
         )
     return sorted(groups, key=lambda one: (-one.count, -one.silent_for, one.examples))

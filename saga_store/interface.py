@@ -29,7 +29,16 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from saga_store.inspection import InterventionPage, SagaCount, SagaFigures, SagaGroup, SagaPage, SagaQuery
+from saga_store.inspection import (
+    HISTORY_SEEN,
+    InterventionPage,
+    RecentHistory,
+    SagaCount,
+    SagaFigures,
+    SagaGroup,
+    SagaPage,
+    SagaQuery,
+)
 from saga_store.model import Checkpoint, Context, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
 
 _ALL = SagaQuery()
@@ -286,7 +295,7 @@ class IRecoveryStorage(ICheckpointStorage):
         """
 
     @abc.abstractmethod
-    async def give_up_saga(self, saga_id: UUID, *, by: str, reason: str) -> None:
+    async def give_up_saga(self, saga_id: UUID, *, by: str, reason: str, expected_version: int | None = None) -> None:
         """Make an unfinished saga FAILED, whoever works on it, so that it isn't claimed any more.
 
         This and the other two are for a person. In the same write the history gets an entry: its step is
@@ -297,27 +306,35 @@ class IRecoveryStorage(ICheckpointStorage):
             saga_id: The saga.
             by: Who decides this, 1 to 255 characters.
             reason: Why.
+            expected_version: Only if the saga is still at this version, which whoever decides has seen.
 
         Raises:
             SagaNotFoundError: No saga has this id.
+            SagaConcurrencyError: The saga is at another version; it was left as it was.
             InvalidSagaDataError: The saga is COMPLETED or FAILED already; nobody or no reason is given.
         """
 
     @abc.abstractmethod
-    async def reset_recovery_attempts(self, saga_id: UUID, *, by: str, reason: str) -> None:
+    async def reset_recovery_attempts(
+        self, saga_id: UUID, *, by: str, reason: str, expected_version: int | None = None
+    ) -> None:
         """Set the attempts to zero, so that an exhausted saga is claimed again; recorded in the history.
 
         Raises:
             SagaNotFoundError: No saga has this id.
+            SagaConcurrencyError: The saga isn't at ``expected_version``; it was left as it was.
             InvalidSagaDataError: The saga is COMPLETED or FAILED already; nobody or no reason is given.
         """
 
     @abc.abstractmethod
-    async def break_lease(self, saga_id: UUID, *, by: str, reason: str) -> None:
+    async def break_lease(self, saga_id: UUID, *, by: str, reason: str, expected_version: int | None = None) -> None:
         """Take the lease from its holder, whose next write will be refused; recorded in the history.
+
+        Renewing a lease leaves the version, so the holder may go on meanwhile as long as it writes nothing else.
 
         Raises:
             SagaNotFoundError: No saga has this id.
+            SagaConcurrencyError: The saga isn't at ``expected_version``; it was left as it was.
             InvalidSagaDataError: The saga is under no lease; nobody or no reason is given.
         """
 
@@ -386,6 +403,20 @@ class IInspectionStorage(ISagaStorage):
         """
 
     @abc.abstractmethod
+    async def get_recent_history(self, saga_id: UUID, *, limit: int = HISTORY_SEEN, after: int = 0) -> RecentHistory:
+        """Return the end of a saga's history in bounded memory: the last entries, their details cut.
+
+        Args:
+            saga_id: The saga.
+            limit: At most this many entries, 1 to 1000.
+            after: Only entries with a greater id than this; whoever follows a saga gives that of the last one seen.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The id is no UUID; an impossible limit; ``after`` is no int, or negative.
+        """
+
+    @abc.abstractmethod
     async def get_figures(
         self, *, stale_after: timedelta = timedelta(minutes=10), max_attempts: int = 5
     ) -> SagaFigures:
@@ -396,7 +427,16 @@ class IInspectionStorage(ISagaStorage):
         """
 
     @abc.abstractmethod
-    async def settle_step(self, saga_id: UUID, entry_id: int, status: SagaStepStatus, *, by: str, reason: str) -> None:
+    async def settle_step(  # noqa: PLR0913 - what is settled, and who says so
+        self,
+        saga_id: UUID,
+        entry_id: int,
+        status: SagaStepStatus,
+        *,
+        by: str,
+        reason: str,
+        expected_version: int | None = None,
+    ) -> None:
         """Say how a step in doubt ended, whoever works on the saga.
 
         For a person, who has looked at what the step did. One write appends the outcome, and under
@@ -410,9 +450,11 @@ class IInspectionStorage(ISagaStorage):
             status: COMPLETED, FAILED or COMPENSATED.
             by: Who says so, 1 to 255 characters.
             reason: How they know.
+            expected_version: Only if the saga is still at this version.
 
         Raises:
             SagaNotFoundError: No saga has this id.
+            SagaConcurrencyError: The saga is at another version; it was left as it was.
             InvalidSagaDataError: The entry isn't in doubt, any more or at all, or isn't this saga's; the status is
                 no end; nobody or no reason is given.
         """

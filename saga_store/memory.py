@@ -24,11 +24,13 @@ from saga_store.errors import (
 from saga_store.inspection import (
     Cursor,
     InterventionPage,
+    RecentHistory,
     SagaCount,
     SagaFigures,
     SagaPage,
     SagaQuery,
     SagaSummary,
+    cut,
     in_doubt,
 )
 from saga_store.joining import Fate, Part
@@ -225,6 +227,8 @@ class MemorySession:
             raise SagaNotFoundError(saga_id)
         await self._lock(saga_id)
         row = self._row(saga_id)
+        if row is not None:
+            settlement.check_version(row.version)
         started = next((entry for entry in in_doubt(self._history(saga_id)) if entry.id == settlement.entry_id), None)
         if row is None or started is None:
             raise settlement.refusal()
@@ -436,6 +440,11 @@ class MemorySagaStorage(SagaStorage):
         self, since: datetime, by: str | None, limit: int, after: int | None
     ) -> InterventionPage:
         return self._view()._views().interventions(since, by, limit, after)
+
+    async def _fetch_recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
+        history = await self._fetch_history(saga_id)
+        newer = history[bisect_right(history, after, key=attrgetter("id")) :]
+        return RecentHistory([cut(entry) for entry in newer[-limit:]], max(len(newer) - limit, 0))
 
     async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
         return self._view()._views().figures(query)

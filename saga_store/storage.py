@@ -13,11 +13,13 @@ from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
 from saga_store.inspection import (
+    HISTORY_SEEN,
     INTERVENTION,
     MAX_ATTEMPTS,
     STALE_AFTER,
     Cursor,
     InterventionPage,
+    RecentHistory,
     SagaCount,
     SagaFigures,
     SagaGroup,
@@ -53,6 +55,7 @@ from saga_store.validation import (
     valid_end,
     valid_entry_id,
     valid_id,
+    valid_last_seen,
     valid_name,
     valid_period,
     valid_status,
@@ -144,6 +147,10 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
         self, since: datetime, by: str | None, limit: int, after: int | None
     ) -> InterventionPage:
         """Return what ``find_interventions`` promises."""
+
+    @abc.abstractmethod
+    async def _fetch_recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
+        """Return what ``get_recent_history`` promises, or raise SagaNotFoundError."""
 
     @abc.abstractmethod
     async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
@@ -275,27 +282,29 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
     async def get_in_doubt_steps(self, saga_id: UUID) -> list[SagaLogEntry]:
         return await self._fetch_in_doubt(valid_id(saga_id))
 
-    async def give_up_saga(self, saga_id: UUID, *, by: str, reason: str) -> None:
+    async def give_up_saga(self, saga_id: UUID, *, by: str, reason: str, expected_version: int | None = None) -> None:
         def give_up(saga: SagaState) -> Write:
             _check_unfinished(saga_id, saga)
             return Write(saga_id, status=SagaStatus.FAILED)
 
-        await self._intervene(saga_id, "give_up_saga", by, reason, give_up)
+        await self._intervene(saga_id, "give_up_saga", by, reason, expected_version, give_up)
 
-    async def reset_recovery_attempts(self, saga_id: UUID, *, by: str, reason: str) -> None:
+    async def reset_recovery_attempts(
+        self, saga_id: UUID, *, by: str, reason: str, expected_version: int | None = None
+    ) -> None:
         def reset(saga: SagaState) -> Write:
             _check_unfinished(saga_id, saga)
             return Write(saga_id, recovery_attempts=0)
 
-        await self._intervene(saga_id, "reset_recovery_attempts", by, reason, reset)
+        await self._intervene(saga_id, "reset_recovery_attempts", by, reason, expected_version, reset)
 
-    async def break_lease(self, saga_id: UUID, *, by: str, reason: str) -> None:
+    async def break_lease(self, saga_id: UUID, *, by: str, reason: str, expected_version: int | None = None) -> None:
         def break_it(saga: SagaState) -> Write:
             if saga.lease_owner is None:
                 raise InvalidSagaDataError("saga_id", f"names a saga that nobody holds a lease of: {saga_id}")
             return Write(saga_id, lease=Lease())
 
-        await self._intervene(saga_id, "break_lease", by, reason, break_it)
+        await self._intervene(saga_id, "break_lease", by, reason, expected_version, break_it)
 
     async def find_sagas(self, query: SagaQuery = _ALL, *, limit: int = 50, after: str | None = None) -> SagaPage:
         return await self._find(checked_query(query), _valid_page("limit", limit), read_cursor(after))
@@ -318,14 +327,32 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
             read_entry_cursor(after),
         )
 
+    async def get_recent_history(self, saga_id: UUID, *, limit: int = HISTORY_SEEN, after: int = 0) -> RecentHistory:
+        return await self._fetch_recent(valid_id(saga_id), _valid_page("limit", limit), valid_last_seen(after))
+
     async def get_figures(
         self, *, stale_after: timedelta = STALE_AFTER, max_attempts: int = MAX_ATTEMPTS
     ) -> SagaFigures:
         return await self._fetch_figures(checked_query(SagaQuery(stale_after=stale_after, max_attempts=max_attempts)))
 
-    async def settle_step(self, saga_id: UUID, entry_id: int, status: SagaStepStatus, *, by: str, reason: str) -> None:
+    async def settle_step(  # noqa: PLR0913 - as in the interface
+        self,
+        saga_id: UUID,
+        entry_id: int,
+        status: SagaStepStatus,
+        *,
+        by: str,
+        reason: str,
+        expected_version: int | None = None,
+    ) -> None:
         await self._settle(
-            Settlement(valid_id(saga_id), valid_entry_id(entry_id), valid_end(status), *_valid_person(by, reason))
+            Settlement(
+                valid_id(saga_id),
+                valid_entry_id(entry_id),
+                valid_end(status),
+                *_valid_person(by, reason),
+                valid_version(expected_version),
+            )
         )
 
     def run(
@@ -355,21 +382,31 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
         taken = Lease(valid_name("owner", owner), valid_period("lease", lease))
         return SagaRun(self, saga_id, write_ahead=write_ahead, lease=taken, renew=renew)
 
-    async def _intervene(
-        self, saga_id: UUID, verb: str, by: str, reason: str, decide: Callable[[SagaState], Write]
+    async def _intervene(  # noqa: PLR0913, PLR0917 - what the three verbs are given, and what they decide
+        self,
+        saga_id: UUID,
+        verb: str,
+        by: str,
+        reason: str,
+        expected_version: int | None,
+        decide: Callable[[SagaState], Write],
     ) -> None:
         """Write what an operator decides on seeing the saga, with an entry in its history that says who and why."""
         valid_id(saga_id)
         by, reason = _valid_person(by, reason)
+        valid_version(expected_version)
         while True:
             saga = await self._fetch_state(saga_id)
+            if expected_version is not None and saga.version != expected_version:
+                raise SagaConcurrencyError(saga_id, expected_version, saga.version)
             before = {
                 "status": saga.status,
                 "recovery_attempts": saga.recovery_attempts,
                 "lease_owner": saga.lease_owner,
             }
             entry = LogStep(f"{INTERVENTION}{verb}", "act", SagaStepStatus.COMPLETED, record(by, reason, before))
-            # A refusal means that somebody else's write went through, so this comes to an end.
+            # A refusal means that somebody else's write went through, so this comes to an end; and if a version is
+            # expected, at the next look.
             with suppress(SagaConcurrencyError):
                 await self._write(decide(saga)._replace(steps=(entry,), expected_version=saga.version))
                 return

@@ -106,6 +106,10 @@ def valid_entry_id(entry_id: object) -> int:
     return _valid_int("entry_id", entry_id, -_MAX_INT8, _MAX_INT8)
 
 
+def valid_last_seen(after: object) -> int:
+    return _valid_int("after", after, 0, _MAX_INT8)
+
+
 def valid_count(field: str, count: object, *, least: int = 0) -> int:
     return _valid_int(field, count, least, MAX_INT4)
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError, SagaStoreError
+from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
 from saga_store.inspection import INTERVENTION, record
 from saga_store.model import Checkpoint, LogStep, SagaStatus, SagaStepStatus, StepAction
 from saga_store.validation import (
@@ -63,6 +63,11 @@ class Settlement:
     status: SagaStepStatus
     by: str
     reason: str
+    expected_version: int | None = None
+
+    def check_version(self, actual: int) -> None:
+        if self.expected_version is not None and actual != self.expected_version:
+            raise SagaConcurrencyError(self.saga_id, self.expected_version, actual)
 
     def steps(self, step_name: str, action: StepAction, before: Mapping[str, object]) -> tuple[LogStep, LogStep]:
         """Return the outcome and the record, given which step is in doubt and what was there before."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -49,6 +50,7 @@ INTERVENTIONS_SQL = """
 View: TypeAlias = Callable[[SqlAlchemySagaStorage], Awaitable[object]]
 
 DAY = timedelta(days=1)
+SOME_SAGA = UUID(hex="c4ca4238a0b923820dcc509a6f75849b")  # md5 of 1
 STUCK = [SagaCondition.EXHAUSTED, SagaCondition.ABANDONED, SagaCondition.STALE]
 
 
@@ -101,6 +103,7 @@ VIEWS: dict[str, tuple[View, int]] = {
         lambda storage: storage.find_interventions(since=since(), by="alice", limit=10, after="9999999"),
         80,
     ),
+    "the end of a history": (lambda storage: storage.get_recent_history(SOME_SAGA), 60),
     "figures": (lambda storage: storage.get_figures(), SAMPLE),
 }
 

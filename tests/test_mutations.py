@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -39,12 +39,14 @@ from saga_store import (
 from saga_store.inspection import (
     Cursor,
     InterventionPage,
+    RecentHistory,
     SagaCondition,
     SagaCount,
     SagaPage,
     SagaQuery,
     SagaSummary,
 )
+from saga_store.storage import SagaState
 from saga_store.testing import (
     AbsenceContract,
     Age,
@@ -77,6 +79,7 @@ from saga_store.testing import (
     VersionContract,
     VersionRaceContract,
 )
+from saga_store.validation import valid_version
 from saga_store.write import Claim, Lease, Outcome, Settlement, Write
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -709,6 +712,37 @@ class RecordsNothing(MemorySession):
         return await super()._apply(write._replace(steps=steps))
 
 
+class IntervenesAnyway(MemorySagaStorage):
+    """Does what the operator says, whatever has become of the saga since they looked."""
+
+    async def _intervene(  # noqa: PLR0913, PLR0917 - as it is
+        self,
+        saga_id: UUID,
+        verb: str,
+        by: str,
+        reason: str,
+        expected_version: int | None,
+        decide: Callable[[SagaState], Write],
+    ) -> None:
+        valid_version(expected_version)
+        await super()._intervene(saga_id, verb, by, reason, None, decide)
+
+
+class SettlesAtAnyVersion(MemorySession):
+    """Settles a step, whatever has become of the saga since they looked."""
+
+    async def _settle(self, settlement: Settlement) -> None:
+        await super()._settle(replace(settlement, expected_version=None))
+
+
+class ShowsTheBeginning(MemorySagaStorage):
+    """Shows the first entries of a history in place of the last."""
+
+    async def _fetch_recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
+        whole = await super()._fetch_recent(saga_id, 1000, after)
+        return RecentHistory(whole.entries[:limit], max(len(whole.entries) - limit, 0))
+
+
 class DoubtsByNameOnly(MemorySagaStorage):
     """Takes the end of undoing a step for the end of the step."""
 
@@ -934,6 +968,7 @@ MUTANTS = (
     Mutant(RenewsNothing, LeaseContract, "test_commits_and_heartbeats_renew"),
     Mutant(KeepsLeases, InterventionContract, "test_breaking_a_lease"),
     Mutant(RecordsNothing, InterventionContract, "test_interventions_are_recorded[give_up_saga]"),
+    Mutant(IntervenesAnyway, InterventionContract, "test_a_changed_saga_is_left_alone[break_lease]"),
     Mutant(RepeatsTheLastEntry, HistoryStreamContract, "test_stream_is_the_history"),
     Mutant(SkipsByCount, HistoryStreamContract, "test_streams_are_apart"),
     Mutant(StreamsCommittedOnly, HistoryStreamContract, "test_unit_streams_its_own_entries"),
@@ -948,6 +983,8 @@ MUTANTS = (
     Mutant(GroupsWithoutDoubt, InspectionContract, "test_views_tell_what_is_so"),
     Mutant(ListsWhatOthersDid, InspectionContract, "test_interventions_are_listed"),
     Mutant(SettlesAnything, InspectionContract, "test_only_what_is_in_doubt_is_settled"),
+    Mutant(SettlesAtAnyVersion, InspectionContract, "test_settling_expects_a_version"),
+    Mutant(ShowsTheBeginning, InspectionContract, "test_the_end_of_a_history"),
     Mutant(SettlesBesideTheWorker, InspectionContract, "test_settling_fences_the_worker"),
     Mutant(DoubtsByNameOnly, InDoubtContract, "test_other_steps_and_actions_settle_nothing"),
 )

@@ -264,6 +264,28 @@ ORDER BY l.id DESC
 """)
 
 
+# The end of a history. Its first row tells whether there is such a saga, and how many entries there are.
+RECENT_HISTORY = Statement(f"""
+(SELECT {
+    _answer(
+        "EXISTS (SELECT FROM saga_executions WHERE id = CAST(CAST(:saga_id AS text) AS uuid))",
+        "(SELECT count(*) FROM saga_logs WHERE saga_id = CAST(CAST(:saga_id AS text) AS uuid)"
+        " AND id > CAST(:after AS bigint))",
+    )
+} AS answer)
+UNION ALL
+(SELECT {_answer(_shown("l"))}
+FROM (
+    SELECT *
+    FROM saga_logs
+    WHERE saga_id = CAST(CAST(:saga_id AS text) AS uuid) AND id > CAST(:after AS bigint)
+    ORDER BY id DESC
+    LIMIT :limit
+) l
+ORDER BY l.id)
+""")
+
+
 def _of_table(table: str) -> str:
     oid = f"CAST('{table}' AS regclass)"
     parts = (f"pg_relation_size({oid})", f"pg_table_size({oid}) - pg_relation_size({oid})", f"pg_indexes_size({oid})")
@@ -314,7 +336,7 @@ SELECT {
 # The saga's row, locked. What is in doubt is asked after that, by a statement of its own, for its snapshot has to be
 # younger than the lock, which whoever logs a step takes, too.
 LOCK = Statement(f"""
-SELECT {_answer("status", "recovery_attempts", "lease_owner")} AS answer
+SELECT {_answer("status", "recovery_attempts", "lease_owner", "version")} AS answer
 FROM saga_executions
 WHERE id = CAST(CAST(:saga_id AS text) AS uuid)
 FOR NO KEY UPDATE

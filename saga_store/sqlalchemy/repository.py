@@ -15,7 +15,16 @@ from saga_store.errors import (
     SagaUnreadableError,
     UnknownOutcomeError,
 )
-from saga_store.inspection import Cursor, InterventionPage, SagaCount, SagaFigures, SagaPage, SagaQuery, SagaSummary
+from saga_store.inspection import (
+    Cursor,
+    InterventionPage,
+    RecentHistory,
+    SagaCount,
+    SagaFigures,
+    SagaPage,
+    SagaQuery,
+    SagaSummary,
+)
 from saga_store.joining import Part
 from saga_store.model import Context, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, PoolTarget, Target, make_bind
@@ -272,6 +281,9 @@ class SqlAlchemySagaStorage(SagaStorage):
         self, since: datetime, by: str | None, limit: int, after: int | None
     ) -> InterventionPage:
         return await self._views.interventions(since, by, limit, after)
+
+    async def _fetch_recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
+        return await self._views.recent(saga_id, limit, after)
 
     async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
         return await self._views.figures(query)

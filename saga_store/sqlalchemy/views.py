@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from saga_store.errors import SagaNotFoundError, StorageUnavailableError, UnknownOutcomeError
+from saga_store.errors import SagaNotFoundError, SagaUnreadableError, StorageUnavailableError, UnknownOutcomeError
 from saga_store.inspection import (
     FINISHED_WINDOW,
     MOST_COUNTED,
@@ -14,6 +14,7 @@ from saga_store.inspection import (
     Cursor,
     Intervention,
     InterventionPage,
+    RecentHistory,
     SagaCondition,
     SagaCount,
     SagaFigures,
@@ -121,6 +122,17 @@ class Views:
         after_this = str(rows[limit - 1][0]) if len(rows) > limit else None
         return InterventionPage(found, after_this, tuple(unreadable))
 
+    async def recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
+        parameters = {"saga_id": str(saga_id), "limit": limit, "after": after}
+        (is_there, count), *rows = await self._look(sql.RECENT_HISTORY, parameters)
+        if not is_there:
+            raise SagaNotFoundError(saga_id)
+        try:
+            entries = [_entry(saga_id, *row) for (row,) in rows]
+        except ValueError as exc:
+            raise SagaUnreadableError(saga_id, f"of an entry of its history: {exc}") from exc
+        return RecentHistory(entries, count - len(entries))
+
     async def figures(self, query: SagaQuery) -> SagaFigures:
         parameters = {"window": FINISHED_WINDOW.total_seconds(), **_judging(query)}
         [row] = await self._look(sql.FIGURES, parameters)
@@ -159,10 +171,12 @@ class Views:
             locked = await _fetch(transaction, sql.LOCK, {"saga_id": asked["saga_id"]})
             if not locked:
                 raise SagaNotFoundError(saga_id)
+            [(status, attempts, owner, version)] = locked
+            settlement.check_version(version)
             doubt = await _fetch(transaction, sql.DOUBT, asked)
             if not doubt:
                 raise settlement.refusal()
-            [(step_name, action)], [(status, attempts, owner)] = doubt, locked
+            [(step_name, action)] = doubt
             before = {"status": status, "recovery_attempts": attempts, "lease_owner": owner}
             steps = settlement.steps(step_name, action, before)
             parameters = of_one(Write(saga_id, lease=Lease(), steps=steps))

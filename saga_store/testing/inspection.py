@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaNotFoundError
-from saga_store.inspection import SagaCondition, SagaQuery, SagaSummary
+from saga_store.inspection import RecentHistory, SagaCondition, SagaQuery, SagaSummary
 from saga_store.interface import IInspectionStorage, IRecoveryStorage
 from saga_store.model import UNFINISHED, Checkpoint, LogStep, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.testing.claim import Age, AgingContract
@@ -24,7 +24,7 @@ _HOUR, _LONG = timedelta(hours=1), timedelta(hours=3)
 _Ask: TypeAlias = Callable[..., Awaitable[object]]
 _LEASE = timedelta(hours=2)
 _STARTED, _COMPLETED, _FAILED, _COMPENSATED = SagaStepStatus
-_WHO = {"by": "alice", "reason": 'seen at the bank \N{EM DASH} "paid"'}
+_WHO: dict[str, Any] = {"by": "alice", "reason": 'seen at the bank \N{EM DASH} "paid"'}
 
 
 class InspectedStorage(IInspectionStorage, IRecoveryStorage):
@@ -148,6 +148,8 @@ class InspectionContract(AgingContract):
                 (one.condition, one.name, one.step_name, one.action, one.error): one.count for one in groups
             }
             assert sum(one.in_doubt for one in groups) == sum(saga.in_doubt for saga in expected.values())
+            unclaimed = [saga for saga in expected.values() if not saga.recovery_attempts and not saga.lease_owner]
+            assert sum(one.never_claimed for one in groups) == len(unclaimed)
             assert {saga_id for one in groups for saga_id in one.examples} <= expected.keys()
 
     async def test_pages_follow_each_other(self, storage: InspectedStorage) -> None:
@@ -361,6 +363,41 @@ class InspectionContract(AgingContract):
                 Checkpoint(saga_id, steps=[LogStep("pay", "compensate", _FAILED)], expected_version=version)
             )
 
+    async def test_settling_expects_a_version(self, storage: InspectedStorage) -> None:
+        """At another version than the expected one the step stays in doubt; at that version it is settled."""
+        saga_id, entry = await _in_doubt(storage)
+        before = await _observe(storage, saga_id)
+        version = (await storage.get_saga(saga_id)).version
+        for expected in (version - 1, version + 1):
+            with pytest.raises(SagaConcurrencyError) as refusal:
+                await storage.settle_step(saga_id, entry.id, _COMPLETED, **_WHO, expected_version=expected)
+            assert (refusal.value.expected, refusal.value.actual) == (expected, version)
+        assert await _observe(storage, saga_id) == before
+        await storage.settle_step(saga_id, entry.id, _COMPLETED, **_WHO, expected_version=version)
+        assert await storage.get_in_doubt_steps(saga_id) == []
+
+    async def test_the_end_of_a_history(self, storage: InspectedStorage) -> None:
+        """The last entries, in order, details cut after 2,000 characters, and how many come before them."""
+        saga_id, other = await _new(storage, "order"), await _new(storage, "order")
+        details = [None, "", "\U0001f600" * 2000, "x" * 2001, "y" * 100_000]
+        for text in details:
+            await storage.log_step(saga_id, "pay", "act", _FAILED, text)
+            await storage.log_step(other, "pay", "act", _FAILED, "another saga's")
+        history = await storage.get_step_history(saga_id)
+        cut = [entry.details and (entry.details[:2000] + "\u2026" * (len(entry.details) > 2000)) for entry in history]
+        seen = [replace(entry, details=shown) for entry, shown in zip(history, cut, strict=True)]
+        assert await storage.get_recent_history(saga_id) == RecentHistory(seen)
+        assert await storage.get_recent_history(saga_id, limit=2) == RecentHistory(seen[-2:], left_out=3)
+        assert await storage.get_recent_history(saga_id, after=history[1].id) == RecentHistory(seen[2:])
+        assert await storage.get_recent_history(saga_id, limit=1, after=history[1].id) == RecentHistory(seen[-1:], 2)
+        for nothing in (
+            await storage.get_recent_history(saga_id, after=2**63 - 1),
+            await storage.get_recent_history(await _new(storage, "order")),
+        ):
+            assert nothing == RecentHistory([])
+        with pytest.raises(SagaNotFoundError):
+            await storage.get_recent_history(uuid4())
+
     async def test_only_what_is_in_doubt_is_settled(self, storage: InspectedStorage) -> None:
         """A step that has ended, was settled, isn't there, or is another saga's is refused, and nothing changes."""
         saga_id, entry = await _in_doubt(storage)
@@ -398,7 +435,8 @@ class InspectionContract(AgingContract):
 
     async def test_bad_questions_are_refused(self, storage: InspectedStorage) -> None:
         """What can't be asked raises InvalidSagaDataError, which names it."""
-        find, interventions = storage.find_sagas, storage.find_interventions
+        find, interventions, recent = storage.find_sagas, storage.find_interventions, storage.get_recent_history
+        saga_id = await _new(storage, "order")
         now = datetime(2026, 1, 1, tzinfo=UTC)
         questions: list[tuple[str, _Ask, dict[str, Any]]] = [
             ("query", find, {"query": "all"}),
@@ -411,6 +449,10 @@ class InspectionContract(AgingContract):
             ("by", interventions, {"since": now, "by": ""}),
             ("after", interventions, {"since": now, "after": "x"}),
             ("stale_after", storage.get_figures, {"stale_after": -_HOUR}),
+            ("saga_id", recent, {"saga_id": "x"}),
+            ("limit", recent, {"saga_id": saga_id, "limit": 0}),
+            ("after", recent, {"saga_id": saga_id, "after": -1}),
+            ("after", recent, {"saga_id": saga_id, "after": "1"}),
         ]
         for field, ask, arguments in questions:
             with pytest.raises(InvalidSagaDataError) as refusal:

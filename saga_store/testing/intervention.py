@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,7 +14,7 @@ from saga_store.testing.contract import Contract, new_saga, observe
 
 _STARTED = SagaStepStatus.STARTED
 _VERBS = ("give_up_saga", "reset_recovery_attempts", "break_lease")
-_WHO = {"by": "alice", "reason": 'the card was stolen; see ticket 7 \N{EM DASH} "urgent"'}
+_WHO: dict[str, Any] = {"by": "alice", "reason": 'the card was stolen; see ticket 7 \N{EM DASH} "urgent"'}
 
 
 class InDoubtContract(Contract):
@@ -122,6 +123,23 @@ class InterventionContract(Contract):
                 await getattr(storage, verb)(saga_id, **_WHO)
             assert refusal.value.field == "saga_id"
             assert await observe(storage, saga_id) == before
+
+    @pytest.mark.parametrize("verb", _VERBS)
+    async def test_a_changed_saga_is_left_alone(self, storage: IRecoveryStorage, verb: str) -> None:
+        """At another version than the expected one nothing happens; at that version it does."""
+        saga_id, version = await _leased(storage)
+        before = await observe(storage, saga_id)
+        for expected in (version - 1, version + 1):
+            with pytest.raises(SagaConcurrencyError) as refusal:
+                await getattr(storage, verb)(saga_id, **_WHO, expected_version=expected)
+            assert (refusal.value.expected, refusal.value.actual) == (expected, version)
+        for impossible in ("1", True):
+            with pytest.raises(InvalidSagaDataError) as refused:
+                await getattr(storage, verb)(saga_id, **_WHO, expected_version=impossible)
+            assert refused.value.field == "expected_version"
+        assert await observe(storage, saga_id) == before
+        await getattr(storage, verb)(saga_id, **_WHO, expected_version=version)
+        assert (await storage.get_saga(saga_id)).version == version + 1
 
     @pytest.mark.parametrize("verb", _VERBS)
     async def test_anonymous_interventions_are_refused(self, storage: IRecoveryStorage, verb: str) -> None:

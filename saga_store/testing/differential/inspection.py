@@ -6,7 +6,7 @@ from uuid import UUID
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from saga_store.errors import InvalidSagaDataError
+from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError
 from saga_store.inspection import SagaCondition, SagaQuery
 from saga_store.storage import SagaStorage
 from saga_store.testing.differential import strategies as draw
@@ -40,14 +40,16 @@ class InspectionRules(DifferentialMachine):
 
         self.both(lambda world: look(world.storage(who)))
 
-    @rule(who=draw.actors, saga=draw.sagas, which=st.integers(0, 1), said=_said)
-    def settle_step(self, who: int, saga: int, which: int, said: dict[str, Any]) -> None:
+    @rule(who=draw.actors, saga=draw.sagas, which=st.integers(0, 1), said=_said, fence=draw.fences)
+    def settle_step(self, who: int, saga: int, which: int, said: dict[str, Any], fence: int | None) -> None:
+        expected = self.version(who, saga, fence)
+
         async def settle(storage: SagaStorage, saga_id: UUID) -> None:
             doubts = await storage.get_in_doubt_steps(saga_id)
             entry_id = doubts[which].id if which < len(doubts) else 0
-            await storage.settle_step(saga_id, entry_id, **said)
+            await storage.settle_step(saga_id, entry_id, **said, expected_version=expected)
 
         who = self.writer(who, saga)
         result = self.both(lambda world: settle(world.storage(who), self.ids[saga]))
         # A refusal comes after the row was locked, as it has to.
-        self.wrote(who, saga, None if isinstance(result, InvalidSagaDataError) else result)
+        self.wrote(who, saga, None if isinstance(result, InvalidSagaDataError | SagaConcurrencyError) else result)

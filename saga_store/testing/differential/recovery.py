@@ -46,9 +46,10 @@ class RecoveryRules(DifferentialMachine):
     def find_exhausted(self, who: int, asked: dict[str, Any]) -> None:
         self._list(who, "find_exhausted_sagas", asked)
 
-    @rule(who=draw.actors, saga=draw.sagas, verb=_verbs, by=draw.people, reason=draw.reasons)
-    def intervene(self, who: int, saga: int, verb: str, by: str, reason: str) -> None:
-        self.write(who, saga, lambda storage, saga_id: getattr(storage, verb)(saga_id, by=by, reason=reason))
+    @rule(who=draw.actors, saga=draw.sagas, verb=_verbs, by=draw.people, reason=draw.reasons, fence=draw.fences)
+    def intervene(self, who: int, saga: int, verb: str, by: str, reason: str, fence: int | None) -> None:  # noqa: PLR0913, PLR0917 - what is drawn
+        said = {"by": by, "reason": reason, "expected_version": self.version(who, saga, fence)}
+        self.write(who, saga, lambda storage, saga_id: getattr(storage, verb)(saga_id, **said))
 
     def _list(self, who: int, method: str, asked: dict[str, Any]) -> object:
         """Ask for sagas, and compare those that are this schedule's, which others' mustn't crowd out."""
