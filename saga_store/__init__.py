@@ -7,8 +7,10 @@ SQLAlchemy nor a driver; the PostgreSQL storage is ``saga_store.sqlalchemy.SqlAl
 from pathlib import Path as _Path
 
 from saga_store.errors import (
+    ArchiverBusyError,
     InvalidSagaDataError,
     SagaAlreadyExistsError,
+    SagaArchivedError,
     SagaConcurrencyError,
     SagaLeasedError,
     SagaNotFoundError,
@@ -18,7 +20,14 @@ from saga_store.errors import (
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.interface import ICheckpointStorage, IHistoryStorage, IInspectionStorage, IRecoveryStorage, ISagaStorage
+from saga_store.interface import (
+    ICheckpointStorage,
+    IHistoryStorage,
+    IInspectionStorage,
+    IRecoveryStorage,
+    IRetentionStorage,
+    ISagaStorage,
+)
 from saga_store.memory import MemoryDatabase, MemorySagaStorage, MemorySession
 from saga_store.model import (
     Checkpoint,
@@ -34,12 +43,14 @@ from saga_store.run import SagaRun
 from saga_store.storage import SagaStorage
 
 __all__ = [
+    "ArchiverBusyError",
     "Checkpoint",
     "Context",
     "ICheckpointStorage",
     "IHistoryStorage",
     "IInspectionStorage",
     "IRecoveryStorage",
+    "IRetentionStorage",
     "ISagaStorage",
     "InvalidSagaDataError",
     "LogStep",
@@ -47,6 +58,7 @@ __all__ = [
     "MemorySagaStorage",
     "MemorySession",
     "SagaAlreadyExistsError",
+    "SagaArchivedError",
     "SagaConcurrencyError",
     "SagaExecution",
     "SagaLeasedError",

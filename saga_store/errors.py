@@ -4,11 +4,13 @@ Every error that a storage raises is one of these::
 
     SagaStoreError
     ├── SagaNotFoundError        no saga has this id                 nothing was written
+    │   └── SagaArchivedError    it was archived and let go          nothing was written
     ├── SagaAlreadyExistsError   the id is taken                     nothing was written
     ├── SagaConcurrencyError     somebody wrote in between           nothing was written
     ├── SagaLeasedError          somebody else works on it           nothing was written
     ├── SagaUnreadableError      its row is broken                   it was read, nothing else
     ├── InvalidSagaDataError     refused before any SQL              nothing was written
+    ├── ArchiverBusyError        another archiver has the turn       nothing was written
     ├── StorageUnavailableError  the database couldn't do it         nothing was written
     ├── SchemaError              tables missing or too old           nothing was written
     └── UnknownOutcomeError      the connection died mid-write       written wholly or not at all
@@ -35,6 +37,30 @@ class SagaNotFoundError(SagaStoreError):
 
     def __str__(self) -> str:
         return f"there is no saga {self.saga_id}; create it first, and commit if a transaction of yours created it"
+
+
+class SagaArchivedError(SagaNotFoundError):
+    """The saga was let go: of its row a stub is left, and its record is in ``archive``.
+
+    ``archive`` is the URI of the archive; None if it was removed without one, or its ledger can't be read.
+    """
+
+    def __init__(self, saga_id: UUID, archive: str | None, archived_at: datetime) -> None:
+        super().__init__(saga_id)
+        self.args = (saga_id, archive, archived_at)
+        self.archive = archive
+        self.archived_at = archived_at
+
+    def __str__(self) -> str:
+        if self.archive is None:
+            return (
+                f"saga {self.saga_id} was removed on {self.archived_at.isoformat()}, and no archive of it is known; "
+                f"look for its record by `saga-store restore {self.saga_id}`"
+            )
+        return (
+            f"saga {self.saga_id} was archived on {self.archived_at.isoformat()}, to {self.archive}; "
+            f"`saga-store restore {self.saga_id}` brings it back"
+        )
 
 
 class SagaAlreadyExistsError(SagaStoreError):
@@ -108,6 +134,17 @@ class InvalidSagaDataError(SagaStoreError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.field} {self.reason}"
+
+
+class ArchiverBusyError(SagaStoreError):
+    """Another archiver is at work; ``holder`` says which, as far as the server tells."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+    def __str__(self) -> str:
+        return f"another archiver is at work ({self.holder}): let it finish, or look why it doesn't"
 
 
 class StorageUnavailableError(SagaStoreError):

@@ -1,9 +1,9 @@
 """The contract of a saga storage, told once.
 
 ``ISagaStorage`` is what a saga engine needs. ``ICheckpointStorage`` adds checkpoints and versions,
-``IRecoveryStorage`` claims, ``IHistoryStorage`` histories that are read piece by piece, and
-``IInspectionStorage`` what a person looks for; both storages of this package have all of it. Whoever implements
-one of them can run ``saga_store.testing`` against it.
+``IRecoveryStorage`` claims, ``IHistoryStorage`` histories that are read piece by piece,
+``IInspectionStorage`` what a person looks for, and ``IRetentionStorage`` archives; both storages of this package have
+all of it. Whoever implements one of them can run ``saga_store.testing`` against it.
 
 What holds for every method:
 
@@ -25,7 +25,8 @@ claims leave such a saga out, and log its id as a warning.
 """
 
 import abc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -40,6 +41,19 @@ from saga_store.inspection import (
     SagaQuery,
 )
 from saga_store.model import Checkpoint, Context, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
+from saga_store.retention_model import (
+    KEPT_AFTER_RESTORE,
+    ArchivePage,
+    ArchiveState,
+    ArchivingTurn,
+    Restored,
+    RetentionSnapshot,
+    SagaArchive,
+    SagaMark,
+    SagaRecord,
+    SagaStub,
+    StubsMade,
+)
 
 _ALL = SagaQuery()
 
@@ -457,4 +471,202 @@ class IInspectionStorage(ISagaStorage):
             SagaConcurrencyError: The saga is at another version; it was left as it was.
             InvalidSagaDataError: The entry isn't in doubt, any more or at all, or isn't this saga's; the status is
                 no end; nobody or no reason is given.
+        """
+
+
+class IRetentionStorage(ISagaStorage):
+    """A storage that lets finished sagas go, once they are archived, and takes them back.
+
+    A saga that was let go leaves a *stub*. Whoever reads it or writes to it gets SagaArchivedError, and whoever creates
+    it again SagaAlreadyExistsError; nothing is ever written to it. docs/retention.md has the protocol that archives
+    follow, and every interleaving.
+    """
+
+    @abc.abstractmethod
+    async def hold_saga(self, saga_id: UUID, *, by: str, reason: str, until: datetime | None = None) -> None:
+        """Keep the saga, whatever any policy says; recorded in the history.
+
+        Whoever works on the saga isn't fenced: the version stays. A later hold takes the place of this one.
+
+        Args:
+            saga_id: The saga, finished or not.
+            by: Who decides this, 1 to 255 characters.
+            reason: Why.
+            until: Until when, in the future by the database's clock; None: until it is released.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: A time without a zone or in the past; no person or no reason is given.
+        """
+
+    @abc.abstractmethod
+    async def release_saga(self, saga_id: UUID, *, by: str, reason: str) -> None:
+        """End a hold; recorded in the history.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The saga isn't held; no person or no reason is given.
+        """
+
+    @abc.abstractmethod
+    def archiving(self, *, by: str) -> AbstractAsyncContextManager[ArchivingTurn]:
+        """Take the turn of the one archiver at a time, until it is left; for a storage that commits its own calls.
+
+        It spares two of them each other's work. Nothing depends on it for safety.
+
+        Raises:
+            ArchiverBusyError: Another archiver has it.
+            InvalidSagaDataError: The storage joins a transaction; an impossible name.
+        """
+
+    @abc.abstractmethod
+    def snapshot(self) -> AbstractAsyncContextManager[RetentionSnapshot]:
+        """Give one moment of all sagas to read; for a storage that commits its own calls.
+
+        It keeps a connection, and the server keeps what is deleted meanwhile, so leave it soon.
+
+        Raises:
+            InvalidSagaDataError: The storage joins a transaction.
+        """
+
+    @abc.abstractmethod
+    async def begin_archive(self, archive_id: UUID, *, uri: str | None, by: str) -> SagaArchive:
+        """Register an archive before anything of it is written; it is WRITING.
+
+        Args:
+            archive_id: The caller's id for it.
+            uri: Where its object will be, without credentials; None if sagas are removed without one.
+            by: Who archives, 1 to 255 characters.
+
+        Raises:
+            InvalidSagaDataError: The id is taken; an impossible URI or name.
+        """
+
+    @abc.abstractmethod
+    async def verify_archive(  # noqa: PLR0913 - what is known of an object, all keywords
+        self,
+        archive_id: UUID,
+        *,
+        sha256: str | None,
+        sagas: int,
+        entries: int,
+        bytes: int,  # noqa: A002 - what it counts, as in the ledger
+        watermark: str | None,
+    ) -> SagaArchive:
+        """Say that the archive's object was read back and is right; it is VERIFIED, if it was WRITING.
+
+        Its ``archived_at`` is drawn: the database's time, greater than that of every archive before.
+
+        Args:
+            archive_id: The archive.
+            sha256: Of its object, 64 hexadecimal digits; None without one.
+            sagas: How many it holds.
+            entries: How many entries they have together.
+            bytes: How big its object is.
+            watermark: Where its walk ended, as in ``ExpiredPage.after``.
+
+        Raises:
+            InvalidSagaDataError: There is no such archive, or it isn't WRITING; something else is impossible.
+        """
+
+    @abc.abstractmethod
+    async def fail_archive(self, archive_id: UUID, *, error: str) -> SagaArchive:
+        """Give up an archive that is WRITING or VERIFIED; it is FAILED.
+
+        Raises:
+            InvalidSagaDataError: There is no such archive, or it is REMOVED.
+        """
+
+    @abc.abstractmethod
+    async def finish_archive(self, archive_id: UUID) -> SagaArchive:
+        """Say that nothing more becomes a stub by a VERIFIED archive; it is REMOVED.
+
+        Raises:
+            InvalidSagaDataError: There is no such archive, or it isn't VERIFIED.
+        """
+
+    @abc.abstractmethod
+    async def get_archive(self, archive_id: UUID) -> SagaArchive:
+        """Return a line of the ledger.
+
+        Raises:
+            InvalidSagaDataError: There is no such archive.
+        """
+
+    @abc.abstractmethod
+    async def find_archives(
+        self, *, states: Sequence[ArchiveState] = (), limit: int = 50, after: str | None = None
+    ) -> ArchivePage:
+        """List the ledger, newest first, a page at a time.
+
+        Args:
+            states: In one of these states; empty: in any.
+            limit: At most this many, 1 to 1000.
+            after: The ``after`` of the page before.
+
+        Raises:
+            InvalidSagaDataError: An unknown state, an impossible limit; ``after`` is no page's.
+        """
+
+    @abc.abstractmethod
+    async def find_stub(self, saga_id: UUID) -> SagaStub | None:
+        """Return what is left of a saga that was let go; None if it wasn't, or isn't there at all."""
+
+    @abc.abstractmethod
+    async def make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade:
+        """Let sagas go that are in a VERIFIED archive and have not changed since they were read; in one transaction.
+
+        Exactly those become stubs that have the version, the number of entries and the last entry of their marks, are
+        finished and not held. No row is waited for: one that is locked isn't touched. ``removed`` of the archive counts
+        what became a stub. Repeating the call is safe, and tells what its first attempt did.
+
+        Args:
+            archive_id: The archive.
+            marks: What its sagas were when they were read, at most 10,000.
+
+        Raises:
+            InvalidSagaDataError: There is no such archive, or it isn't VERIFIED; something is no mark, or too many are.
+            UnknownOutcomeError: The connection died, and trying again didn't help.
+        """
+
+    @abc.abstractmethod
+    async def restore_saga(self, record: SagaRecord, *, keep_for: timedelta = KEPT_AFTER_RESTORE) -> Restored:
+        """Do what ``restore_sagas`` does, for one saga."""
+
+    @abc.abstractmethod
+    async def restore_sagas(
+        self, records: Sequence[SagaRecord], *, keep_for: timedelta = KEPT_AFTER_RESTORE
+    ) -> list[Restored]:
+        """Put sagas back as their records have them, into their stubs or as new rows; all in one transaction.
+
+        In its stub a saga's entries have the ids that they had, if those are free; else they get new ones, in order.
+        What was written to the history of a stub past this package comes after them.
+
+        Args:
+            records: The sagas.
+            keep_for: For how long they are held, so that the next archive leaves them; zero: not at all.
+
+        Returns:
+            What came of each. One that is there already, with whatever content, is left as it was; so is a stub of
+            another version.
+
+        Raises:
+            InvalidSagaDataError: Something is no record, or an impossible one: unfinished, its context no JSON object.
+        """
+
+    @abc.abstractmethod
+    async def forget_stubs(self, *, older_than: timedelta, limit: int = 1000) -> int:
+        """Delete stubs of archives that are older than this, the oldest archives first; call it until it returns 0.
+
+        Their ids are free then. A stub that an application's table refers to stays, and one that has entries again.
+
+        Args:
+            older_than: For how long they have been stubs at least, by the database's clock.
+            limit: At most this many.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            InvalidSagaDataError: A negative duration or limit.
         """
