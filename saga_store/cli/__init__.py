@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from saga_store.cli import adopt, grants, migrate, saga
+from saga_store.cli import adopt, grants, metrics, migrate, saga
 from saga_store.cli.console import Console, UnprintableError, close, warn
 from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Verbs
@@ -21,7 +21,7 @@ from saga_store.schema import MigrationLockError
 
 _URL = re.compile(r"postgres(?:ql)?[\w+]*:/|://[^/]*@")
 
-REGISTERED = (migrate.register, adopt.register, grants.register, saga.register)
+REGISTERED = (migrate.register, adopt.register, grants.register, saga.register, metrics.register)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from saga_store.cli.exits import Exit
+from saga_store.inspection import visible
 from saga_store.schema.settings import LogReport, Progress
 
 
@@ -62,6 +63,27 @@ class Console:
                 f"stdout is {exc.encoding}, which has no {exc.object[exc.start]!a}: set PYTHONIOENCODING=utf-8, or "
                 "have it as --json"
             ) from None
+        except (OSError, ValueError) as exc:
+            _give_up(sys.stdout)
+            raise UnprintableError(f"stdout: {exc}") from None
+
+    def exactly(self, text: str) -> None:
+        """Print what a program reads, in UTF-8 whatever the locale; for a person's terminal nothing in it is invisible.
+
+        Raises:
+            UnprintableError: It couldn't be written.
+        """
+        if sys.stdout is None:
+            raise UnprintableError("stdout is closed")
+        try:
+            if sys.stdout.isatty():
+                text = "\n".join(map(visible, text.split("\n")))
+            sys.stdout.flush()
+            sys.stdout.buffer.write(text.encode())
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            _give_up(sys.stdout)
+            raise UnprintableError from None
         except (OSError, ValueError) as exc:
             _give_up(sys.stdout)
             raise UnprintableError(f"stdout: {exc}") from None

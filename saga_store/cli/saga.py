@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import getpass
 import os
-import re
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ from saga_store.cli import sagas_shown as shown
 from saga_store.cli.console import Console
 from saga_store.cli.exits import Exit
 from saga_store.cli.migrate import given_url
-from saga_store.cli.verbs import Run, Verbs
+from saga_store.cli.verbs import Run, Verbs, duration
 from saga_store.errors import InvalidSagaDataError, SagaNotFoundError
 from saga_store.inspection import (
     HISTORY_SEEN,
@@ -64,7 +63,7 @@ def register(verbs: Verbs) -> None:
     settle.add_argument("--by", default=_user(), help="who says so (default: the system's user)")
     settle.add_argument("--dry-run", action="store_true", help="say what would be settled, and write nothing")
     for parser in (found, stuck, show, stats):
-        parser.add_argument("--stale-after", type=_duration, default=STALE_AFTER, help="silent for this long is stale")
+        parser.add_argument("--stale-after", type=duration, default=STALE_AFTER, help="silent for this long is stale")
         parser.add_argument("--max-attempts", type=int, default=MAX_ATTEMPTS, help="this many exhaust a saga")
     for parser in (found, show, acts):
         parser.add_argument("--local", action="store_true", help="times in the local time zone (default: UTC)")
@@ -75,7 +74,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="sagas of this name")
     parser.add_argument("--step", help="whose last entry is of this step")
     parser.add_argument("--owner", help="whose lease is, or was, this owner's")
-    parser.add_argument("--silent-for", type=_duration, help="silent for this long: 90s, 10m, 2h, 7d")
+    parser.add_argument("--silent-for", type=duration, help="silent for this long: 90s, 10m, 2h, 7d")
     parser.add_argument("--created-after", type=_moment, help="a time (ISO 8601), or how long ago")
     parser.add_argument("--created-before", type=_moment, help="likewise")
     parser.add_argument("--in-doubt", action="store_true", default=None, help="with a step in doubt")
@@ -226,21 +225,11 @@ def _query(given: argparse.Namespace, conditions: Any) -> SagaQuery:  # noqa: AN
     )
 
 
-_UNITS = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-def _duration(value: str) -> timedelta:
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", value, re.ASCII)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{value!r} is no duration; write it like 90s, 10m, 2h or 7d")
-    return timedelta(**{_UNITS[found[2]]: float(found[1])})
-
-
 def _moment(value: str) -> datetime | timedelta:
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
-        return _duration(value)
+        return duration(value)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

@@ -1,6 +1,7 @@
 """How a verb is added to the command."""
 
 import argparse
+import re
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -9,6 +10,7 @@ from saga_store.grants import check_schema
 from saga_store.schema.settings import LOCK_WAIT, seconds
 
 Run = Callable[[argparse.Namespace, Console], int]
+_UNITS = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class Verbs:
@@ -64,3 +66,11 @@ def _seconds(value: str) -> timedelta:
         return seconds(value)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(f"{value!r} can't be used: {exc}") from exc
+
+
+def duration(value: str) -> timedelta:
+    """Read a duration such as 90s, for argparse."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", value, re.ASCII)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{value!r} is no duration; write it like 90s, 10m, 2h or 7d")
+    return timedelta(**{_UNITS[found[2]]: float(found[1])})
