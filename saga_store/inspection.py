@@ -39,6 +39,8 @@ SAGAS_SEEN = 5000
 finished ones."""
 RECORD_SHOWN = 100_000
 """How many characters of an intervention's record are read."""
+CONTEXT_SHOWN = 1_000_000
+"""How many bytes a context may have to be shown."""
 MOST_COUNTED = 100_000
 """At how many ``count_sagas`` stops."""
 FINISHED_WINDOW = timedelta(hours=24)
@@ -258,6 +260,19 @@ class RecentHistory:
 
     entries: list[SagaLogEntry]
     left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContextPeek:
+    """A saga's context, unless it is too big to look at.
+
+    Attributes:
+        size: How many bytes it has as JSON.
+        context: The context; None if it has more than were asked for.
+    """
+
+    size: int
+    context: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,9 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from saga_store.inspection import (
+    CONTEXT_SHOWN,
     HISTORY_SEEN,
+    ContextPeek,
     InterventionPage,
     RecentHistory,
     SagaCount,
@@ -428,6 +430,15 @@ class IInspectionStorage(ISagaStorage):
         Raises:
             SagaNotFoundError: No saga has this id.
             InvalidSagaDataError: The id is no UUID; an impossible limit; ``after`` is no int, or negative.
+        """
+
+    @abc.abstractmethod
+    async def peek_context(self, saga_id: UUID, *, most: int = CONTEXT_SHOWN) -> ContextPeek:
+        """Return a saga's context in bounded memory, or only its size if it has more than ``most`` bytes as JSON.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The id is no UUID; ``most`` is no int, or negative.
         """
 
     @abc.abstractmethod

@@ -22,6 +22,7 @@ from saga_store.errors import (
     SagaStoreError,
 )
 from saga_store.inspection import (
+    ContextPeek,
     Cursor,
     InterventionPage,
     RecentHistory,
@@ -445,6 +446,13 @@ class MemorySagaStorage(SagaStorage):
         history = await self._fetch_history(saga_id)
         newer = history[bisect_right(history, after, key=attrgetter("id")) :]
         return RecentHistory([cut(entry) for entry in newer[-limit:]], max(len(newer) - limit, 0))
+
+    async def _peek(self, saga_id: UUID, most: int) -> ContextPeek:
+        row = self._view()._row(saga_id)
+        if row is None:
+            raise SagaNotFoundError(saga_id)
+        size = len(row.context.encode())
+        return ContextPeek(size, decode_context(row.context) if size <= most else None)
 
     async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
         return self._view()._views().figures(query)

@@ -13,10 +13,12 @@ from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
 from saga_store.inspection import (
+    CONTEXT_SHOWN,
     HISTORY_SEEN,
     INTERVENTION,
     MAX_ATTEMPTS,
     STALE_AFTER,
+    ContextPeek,
     Cursor,
     InterventionPage,
     RecentHistory,
@@ -151,6 +153,10 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
     @abc.abstractmethod
     async def _fetch_recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
         """Return what ``get_recent_history`` promises, or raise SagaNotFoundError."""
+
+    @abc.abstractmethod
+    async def _peek(self, saga_id: UUID, most: int) -> ContextPeek:
+        """Return what ``peek_context`` promises, or raise SagaNotFoundError."""
 
     @abc.abstractmethod
     async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
@@ -329,6 +335,9 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
 
     async def get_recent_history(self, saga_id: UUID, *, limit: int = HISTORY_SEEN, after: int = 0) -> RecentHistory:
         return await self._fetch_recent(valid_id(saga_id), _valid_page("limit", limit), valid_last_seen(after))
+
+    async def peek_context(self, saga_id: UUID, *, most: int = CONTEXT_SHOWN) -> ContextPeek:
+        return await self._peek(valid_id(saga_id), valid_count("most", most))
 
     async def get_figures(
         self, *, stale_after: timedelta = STALE_AFTER, max_attempts: int = MAX_ATTEMPTS

@@ -104,6 +104,7 @@ VIEWS: dict[str, tuple[View, int]] = {
         80,
     ),
     "the end of a history": (lambda storage: storage.get_recent_history(SOME_SAGA), 60),
+    "a context": (lambda storage: storage.peek_context(SOME_SAGA), 10),
     "figures": (lambda storage: storage.get_figures(), SAMPLE),
 }
 

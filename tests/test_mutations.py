@@ -37,6 +37,7 @@ from saga_store import (
     SagaStoreError,
 )
 from saga_store.inspection import (
+    ContextPeek,
     Cursor,
     InterventionPage,
     RecentHistory,
@@ -743,6 +744,14 @@ class ShowsTheBeginning(MemorySagaStorage):
         return RecentHistory(whole.entries[:limit], max(len(whole.entries) - limit, 0))
 
 
+class ShowsAnyContext(MemorySagaStorage):
+    """Shows a context, however big it is."""
+
+    async def _peek(self, saga_id: UUID, most: int) -> ContextPeek:
+        assert most >= 0
+        return await super()._peek(saga_id, 2**31 - 1)
+
+
 class DoubtsByNameOnly(MemorySagaStorage):
     """Takes the end of undoing a step for the end of the step."""
 
@@ -984,6 +993,7 @@ MUTANTS = (
     Mutant(ListsWhatOthersDid, InspectionContract, "test_interventions_are_listed"),
     Mutant(SettlesAnything, InspectionContract, "test_only_what_is_in_doubt_is_settled"),
     Mutant(SettlesAtAnyVersion, InspectionContract, "test_settling_expects_a_version"),
+    Mutant(ShowsAnyContext, InspectionContract, "test_a_context_is_peeked_at"),
     Mutant(ShowsTheBeginning, InspectionContract, "test_the_end_of_a_history"),
     Mutant(SettlesBesideTheWorker, InspectionContract, "test_settling_fences_the_worker"),
     Mutant(DoubtsByNameOnly, InDoubtContract, "test_other_steps_and_actions_settle_nothing"),

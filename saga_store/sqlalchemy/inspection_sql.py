@@ -286,6 +286,18 @@ ORDER BY l.id)
 """)
 
 
+# Its size is that of the JSON text as it is kept, which the server has to unpack for that, but not to send.
+CONTEXT = Statement(f"""
+SELECT {_answer("octet_length(text)", "CASE WHEN octet_length(text) <= CAST(:most AS integer) THEN text END")} AS answer
+FROM (
+    SELECT CAST(context AS text) AS text
+    FROM saga_executions
+    WHERE id = CAST(CAST(:saga_id AS text) AS uuid)
+    OFFSET 0
+) peeked
+""")
+
+
 def _of_table(table: str) -> str:
     oid = f"CAST('{table}' AS regclass)"
     parts = (f"pg_relation_size({oid})", f"pg_table_size({oid}) - pg_relation_size({oid})", f"pg_indexes_size({oid})")

@@ -16,6 +16,7 @@ from saga_store.errors import (
     UnknownOutcomeError,
 )
 from saga_store.inspection import (
+    ContextPeek,
     Cursor,
     InterventionPage,
     RecentHistory,
@@ -284,6 +285,9 @@ class SqlAlchemySagaStorage(SagaStorage):
 
     async def _fetch_recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
         return await self._views.recent(saga_id, limit, after)
+
+    async def _peek(self, saga_id: UUID, most: int) -> ContextPeek:
+        return await self._views.peek(saga_id, most)
 
     async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
         return await self._views.figures(query)

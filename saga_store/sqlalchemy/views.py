@@ -11,6 +11,7 @@ from saga_store.inspection import (
     FINISHED_WINDOW,
     MOST_COUNTED,
     SAGAS_SEEN,
+    ContextPeek,
     Cursor,
     Intervention,
     InterventionPage,
@@ -37,7 +38,7 @@ from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.wire import Parameters
 from saga_store.sqlalchemy.write_parameters import of_one
 from saga_store.sqlalchemy.write_sql import write_one
-from saga_store.validation import encode_context
+from saga_store.validation import decode_context, encode_context
 from saga_store.write import Lease, Settlement, Write
 
 _QUERY_CANCELED = "57014"
@@ -132,6 +133,19 @@ class Views:
         except ValueError as exc:
             raise SagaUnreadableError(saga_id, f"of an entry of its history: {exc}") from exc
         return RecentHistory(entries, count - len(entries))
+
+    async def peek(self, saga_id: UUID, most: int) -> ContextPeek:
+        rows = await self._look(sql.CONTEXT, {"saga_id": str(saga_id), "most": most})
+        if not rows:
+            raise SagaNotFoundError(saga_id)
+        [(size, text)] = rows
+        try:
+            context = None if text is None else decode_context(text)
+        except (ValueError, RecursionError) as exc:
+            raise SagaUnreadableError(saga_id, f"its context: {exc}") from exc
+        if not isinstance(context, dict | None):
+            raise SagaUnreadableError(saga_id, f"its context is no object, but a {type(context).__name__}")
+        return ContextPeek(size, context)
 
     async def figures(self, query: SagaQuery) -> SagaFigures:
         parameters = {"window": FINISHED_WINDOW.total_seconds(), **_judging(query)}

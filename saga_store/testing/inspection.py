@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaNotFoundError
-from saga_store.inspection import RecentHistory, SagaCondition, SagaQuery, SagaSummary
+from saga_store.inspection import ContextPeek, RecentHistory, SagaCondition, SagaQuery, SagaSummary
 from saga_store.interface import IInspectionStorage, IRecoveryStorage
 from saga_store.model import UNFINISHED, Checkpoint, LogStep, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.testing.claim import Age, AgingContract
@@ -398,6 +398,19 @@ class InspectionContract(AgingContract):
         with pytest.raises(SagaNotFoundError):
             await storage.get_recent_history(uuid4())
 
+    async def test_a_context_is_peeked_at(self, storage: InspectedStorage) -> None:
+        """A context of at most so many bytes comes whole, of a bigger one only the size, in bytes of JSON."""
+        saga_id, other = await _new(storage, "order"), uuid4()
+        context = {"note": 'a\x00\u202e\ud800 "\\u0041"', "lines": [{"n": 1.5, "ok": True}] * 3, "none": None}
+        await storage.create_saga(other, "order", context)
+        size = len(json.dumps(context, separators=(",", ":")))
+        assert await storage.peek_context(saga_id) == ContextPeek(2, {})
+        assert await storage.peek_context(saga_id, most=1) == ContextPeek(2, None)
+        assert await storage.peek_context(other, most=size) == ContextPeek(size, context)
+        assert await storage.peek_context(other, most=size - 1) == ContextPeek(size, None)
+        with pytest.raises(SagaNotFoundError):
+            await storage.peek_context(uuid4())
+
     async def test_only_what_is_in_doubt_is_settled(self, storage: InspectedStorage) -> None:
         """A step that has ended, was settled, isn't there, or is another saga's is refused, and nothing changes."""
         saga_id, entry = await _in_doubt(storage)
@@ -449,6 +462,8 @@ class InspectionContract(AgingContract):
             ("by", interventions, {"since": now, "by": ""}),
             ("after", interventions, {"since": now, "after": "x"}),
             ("stale_after", storage.get_figures, {"stale_after": -_HOUR}),
+            ("saga_id", storage.peek_context, {"saga_id": "x"}),
+            ("most", storage.peek_context, {"saga_id": saga_id, "most": -1}),
             ("saga_id", recent, {"saga_id": "x"}),
             ("limit", recent, {"saga_id": saga_id, "limit": 0}),
             ("after", recent, {"saga_id": saga_id, "after": -1}),
