@@ -24,6 +24,14 @@ from saga_store.schema.settings import LOCK_TIMEOUT, LOCK_WAIT, STATEMENT_TIMEOU
 
 BATCH_ROWS = 5_000
 
+# Two statements, for Citus refuses both in one; and one transaction, so that what is replaced is in force until then.
+_REPLACE_CHECK = """\
+DO $replace$
+BEGIN
+    {drop};
+    ALTER TABLE {table} ADD CONSTRAINT {name} CHECK ({condition}) NOT VALID;
+END
+$replace$"""
 _DROP_CHECK = """\
 DO $drop$
 DECLARE
@@ -97,7 +105,8 @@ def add_check(name: str, table: str, condition: str) -> None:
     """
     drop = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}"
     with _autocommit():
-        _persistently(lambda: _execute(f"{drop}, ADD CONSTRAINT {name} CHECK ({condition}) NOT VALID"))
+        replace = _REPLACE_CHECK.format(drop=drop, table=table, name=name, condition=condition)
+        _persistently(lambda: _execute(replace))
         try:
             with _unhurried():
                 _persistently(lambda: _execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}"))

@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from saga_store.migrations import online
 from sqlalchemy import create_engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from saga_store import schema
@@ -155,6 +155,16 @@ class TestChecks:
         execute(below, "ALTER TABLE saga_executions ADD CONSTRAINT ck_some CHECK (version > 0) NOT VALID")
         migrating(below, lambda: online.add_check("ck_some", "saga_executions", "version > 0"))
         assert execute(below, "SELECT convalidated FROM pg_constraint WHERE conname = 'ck_some'") == [(True,)]
+
+    def test_one_that_cannot_be_replaced_stays_in_force(self, database: Database) -> None:
+        """Dropping the old one and adding the new one are one transaction: no writer comes in between."""
+        seed(database)
+        with pytest.raises(ProgrammingError, match="no_column"):
+            migrating(
+                database, lambda: online.add_check("ck_saga_executions_lease", "saga_executions", "no_column > 0")
+            )
+        with pytest.raises(psycopg.errors.CheckViolation, match="ck_saga_executions_lease"):
+            execute(database, HALVE)
 
 
 class TestOnPaper:

@@ -7,6 +7,7 @@ How they keep to the indexes, however many rows there are:
 - A history is read from its end, by LATERAL with a limit of its own: one probe for each saga, whatever the statistics
   say.
 - No context is read unless a field of it is asked for.
+- The clock is a column of a FROM item, which PostgreSQL pulls up, as in write_sql.py: it stands in no CASE.
 
 Each row comes as one JSON array, in UTF-8: what a name, a time or a number looks like then is no setting's business.
 Times are in UTC, for which `infinity` is a word like any other.
@@ -31,7 +32,7 @@ _KINDS = {
 # How a saga is doing, as far as its row tells: one that is stale counts as active here.
 _STANDING = f"""
     CASE WHEN NOT ({_UNFINISHED}) THEN 'finished'
-        WHEN lease_expires_at > statement_timestamp() THEN 'held'
+        WHEN lease_expires_at > clock.at THEN 'held'
         WHEN recovery_attempts >= CAST(:max_attempts AS integer) THEN 'exhausted'
         WHEN lease_expires_at IS NOT NULL THEN 'abandoned'
         ELSE 'active' END"""
@@ -40,6 +41,9 @@ _ROW = "id, name, status, version, recovery_attempts, lease_owner, lease_expires
 
 def _moment(parameter: str) -> str:
     return f"CAST(CAST(:{parameter} AS text) AS timestamp) AT TIME ZONE 'UTC'"
+
+
+_CLOCK = "(SELECT statement_timestamp() AS at) AS clock"
 
 
 def _ago(parameter: str) -> str:
@@ -133,9 +137,12 @@ def _digest(saga: str, *, only_if: str = "TRUE") -> str:
 _SINCE = "GREATEST(h.changed_at, CASE WHEN h.is_touched THEN {saga}.created_at ELSE {saga}.updated_at END)"
 
 
+_STALE_CLOCK = f"(SELECT {_ago('stale_after')} AS stale_before) AS clock"
+
+
 def _condition(saga: str) -> str:
     return f"""
-        CASE WHEN {saga}.standing = 'active' AND {_SINCE.format(saga=saga)} <= {_ago("stale_after")} THEN 'stale'
+        CASE WHEN {saga}.standing = 'active' AND {_SINCE.format(saga=saga)} <= clock.stale_before THEN 'stale'
             ELSE {saga}.standing END"""
 
 
@@ -167,7 +174,7 @@ def _picked(asked: frozenset[str], kinds: tuple[SagaStatus, ...], *, samples: bo
         position = f"row_number() OVER (ORDER BY {order})" if samples else "0"
         queries.append(f"""(
             SELECT {_ROW}, {_STANDING} AS standing, {position} AS position
-            FROM saga_executions
+            FROM saga_executions CROSS JOIN {_CLOCK}
             WHERE {" AND ".join(fulfilled)}
             ORDER BY {order}
             LIMIT {SAGAS_SEEN + 1 if samples else most})""")
@@ -190,6 +197,7 @@ first AS MATERIALIZED (
     SELECT p.*, h.last_id, h.error_id, h.in_doubt, {_SINCE.format(saga="p")} AS since, {_condition("p")} AS condition,
         last.step_name AS last_step
     FROM first p
+    CROSS JOIN {_STALE_CLOCK}
     CROSS JOIN LATERAL ({_digest("p")}) h
     LEFT JOIN LATERAL ({_entry("p", "h.last_id")}) last ON TRUE
 ), asked AS MATERIALIZED (
@@ -309,11 +317,12 @@ FIGURES = Statement(f"""
 WITH living AS MATERIALIZED (
     SELECT id, name, created_at, updated_at, {_STANDING} AS standing,
         row_number() OVER (ORDER BY created_at, id) AS position
-    FROM saga_executions
+    FROM saga_executions CROSS JOIN {_CLOCK}
     WHERE {_UNFINISHED}
 ), judged AS MATERIALIZED (
     SELECT p.name, {_condition("p")} AS condition, CASE WHEN p.standing <> 'held' THEN h.in_doubt END AS in_doubt
     FROM living p
+    CROSS JOIN {_STALE_CLOCK}
     LEFT JOIN LATERAL ({_digest("p", only_if=f"p.position <= {SAGAS_SEEN}")}) h ON TRUE
 ), failed AS MATERIALIZED (
     SELECT id, updated_at, row_number() OVER (ORDER BY created_at DESC, id DESC) AS position

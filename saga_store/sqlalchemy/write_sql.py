@@ -19,6 +19,8 @@ What they have in common:
 - A write with an id (see write_ids.py) puts it into the row. One whose id is there already isn't written again. As long
   as the version stays, ids of writes that don't raise it aren't dropped; when there are too many of them, the next ones
   go in without a trace, but never the second time.
+- What a write asks for, and the times that follow from the clock, are columns of a FROM item, and in a CASE or COALESCE
+  stands no function that isn't immutable: Citus refuses that. PostgreSQL pulls such an item up, and plans the same.
 - Those that wait for nobody skip a row that somebody has locked. An INSERT can't skip an id that somebody is creating,
   so it fails soon, with 55P03.
 """
@@ -83,24 +85,30 @@ _FULL_UP = (
 _CONDITIONS = {
     "expected": "({expected} IS NULL OR {expected} = version)",
     "write_id": f"NOT {_RECORDED}",
-    "lease_owner": "NOT COALESCE({lease_owner} <> lease_owner AND lease_expires_at > statement_timestamp(), FALSE)",
+    "lease_owner": (
+        "({lease_owner} IS NULL OR lease_owner IS NULL OR lease_owner = {lease_owner}"
+        " OR lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())"
+    ),
 }
 # In force as soon as it is called, until the end of the statement.
 _PATIENCE = "(SELECT set_config('lock_timeout', '100ms', TRUE)) AS patience"
 # For what has been waited for before, and is tried again now and then.
 _LITTLE_PATIENCE = _PATIENCE.replace("100ms", "10ms")
 
+# When it is, and when a lease ends.
+_TIMES = "statement_timestamp() AS at, statement_timestamp() + make_interval(secs => {lease_seconds}) AS ends"
+
+# Both take what is asked from a FROM item i, with these times among its columns.
 _CREATE = """
     INSERT INTO saga_executions (
         id, name, status, context, recovery_attempts, lease_owner, lease_expires_at, recent_writes,
         created_at, updated_at
     )
-    SELECT {saga_id}, {name}, COALESCE({status}, 'PENDING'), COALESCE({context}, '{{}}'), COALESCE({attempts}, 0),
+    SELECT i.saga_id, i.name, COALESCE({status}, 'PENDING'), COALESCE({context}, '{{}}'), COALESCE({attempts}, 0),
         CASE WHEN {status} IN ('COMPLETED', 'FAILED') THEN NULL ELSE {lease_owner} END,
-        CASE WHEN {status} IN ('COMPLETED', 'FAILED') THEN NULL
-            ELSE statement_timestamp() + make_interval(secs => {lease_seconds}) END,
+        CASE WHEN {status} IN ('COMPLETED', 'FAILED') THEN NULL ELSE i.ends END,
         CASE WHEN {write_id} IS NOT NULL THEN ARRAY[{write_id}] END,
-        statement_timestamp(), statement_timestamp()
+        i.at, i.at
     {source}
     ON CONFLICT (id) DO NOTHING
     RETURNING id, CAST(version AS bigint) AS version
@@ -114,7 +122,7 @@ _UPDATE = f"""
             ELSE COALESCE({{lease_owner}}, e.lease_owner) END,
         lease_expires_at = CASE WHEN {{status}} IN ('COMPLETED', 'FAILED') OR {{releases}}
                 OR COALESCE({{lease_owner}}, e.lease_owner) IS NULL THEN NULL
-            ELSE COALESCE(statement_timestamp() + make_interval(secs => {{lease_seconds}}), e.lease_expires_at) END,
+            ELSE COALESCE(i.ends, e.lease_expires_at) END,
         recent_writes = CASE
             WHEN {{write_id}} IS NULL THEN e.recent_writes
             WHEN {{changes}} THEN
@@ -124,7 +132,7 @@ _UPDATE = f"""
             WHEN e.recent_writes[1] >> {RANDOM_BITS} = e.version & {VERSION_MASK} THEN e.recent_writes
             ELSE e.recent_writes[2:] || {{write_id}} END,
         version = e.version + CAST({{changes}} AS integer),
-        updated_at = CASE WHEN {{changes}} THEN statement_timestamp() ELSE e.updated_at END
+        updated_at = CASE WHEN {{changes}} THEN i.at ELSE e.updated_at END
     {{source}}
     RETURNING e.id, CAST(e.version AS bigint) AS version
 """
@@ -147,6 +155,12 @@ def _array(name: str, kind: str, parameter: str) -> str:
         return f"CAST(CAST(:{parameter} AS text) AS uuid[])"
     # What is empty is NULL. By the word NULL the server's array_nulls may mean something else.
     return f"CAST(string_to_array(CAST(:{parameter} AS text), ',', '') AS {kind}[])"
+
+
+def _row(asked: Mapping[str, str], parameters: Mapping[str, str]) -> str:
+    """Return what a single write asks for as a row."""
+    columns = "".join(f"{parameters[name]} AS {name}, " for name in asked)
+    return f"(SELECT {columns}{_TIMES.format(**parameters)}) AS i"
 
 
 def _rows(types: Mapping[str, str], alias: str, prefix: str = "") -> str:
@@ -176,15 +190,18 @@ _LOG = """
 @cache
 def write_one(present: frozenset[str], *, waits: bool) -> Statement:
     """Return a statement that writes now, for a single write with these parameters."""
-    asked = _ABSENT | {name: _parameter(name, _TYPES[name]) for name in present & _TYPES.keys()}
-    asked["changes"] = _CHANGES.format(**asked)
+    asked = _some(_TYPES, present)
+    parameters = _ABSENT | {name: _parameter(name, kind) for name, kind in asked.items()}
     if "name" in present:
-        written = _CREATE.format(**asked, source="" if waits else f"FROM {_PATIENCE}")
+        source = f"FROM {_row(asked, parameters)}{'' if waits else f' CROSS JOIN {_PATIENCE}'}"
+        written = _CREATE.format(**_columns(asked), source=source)
     else:
-        updates = present & _UPDATING
-        written = _lock(":saga_id", present, asked, "id" if updates else "id, version", waits=waits)
+        updates = {name: kind for name, kind in asked.items() if name in _UPDATING}
+        written = _lock(":saga_id", present, parameters, "id" if updates else "id, version", waits=waits)
         if updates:
-            written = _UPDATE.format(**asked, source=f"WHERE e.id = ({written})")
+            columns = _columns(updates)
+            source = f"FROM {_row(updates, parameters)} WHERE e.id = ({written})"
+            written = _UPDATE.format(**columns, changes=_CHANGES.format(**columns), source=source)
     step, steps = _some(_STEP_TYPES, present, APPEND), _some(_STEP_TYPES, present)
     if step:
         entry = _ABSENT | {name: _parameter(APPEND + name, kind) for name, kind in step.items()}
@@ -207,8 +224,9 @@ def write_many(present: frozenset[str]) -> Statement:
     appends = _some({"expected": "bigint", **_STEP_TYPES_OF_MANY}, present, APPEND)
     parts, written = {}, []
     if new:
-        source = f"FROM {_rows(new, 'i', NEW)} CROSS JOIN {_PATIENCE}"
-        parts["created"] = _CREATE.format(**_columns(new), source=source)
+        asked = _columns(new)
+        timed = f"(SELECT i.*, {_TIMES.format(**asked)} FROM {_rows(new, 'i', NEW)}) i"
+        parts["created"] = _CREATE.format(**asked, source=f"FROM {timed} CROSS JOIN {_PATIENCE}")
         written.append("SELECT id, version FROM created")
     if updates:
         asked = _columns(updates)
@@ -217,7 +235,7 @@ def write_many(present: frozenset[str]) -> Statement:
         # in the update, too, whatever the statistics say: a cached plan that was made when the table was empty must
         # not turn into a sequential scan when it is full.
         locked = f"""
-            SELECT i.*, {changes} AS changes
+            SELECT i.*, {changes} AS changes, {_TIMES.format(**asked)}
             FROM {_rows(updates, "i", UPDATE)} CROSS JOIN LATERAL ({_lock("i.saga_id", updates, asked)}) l
             WHERE l.id = i.saga_id"""
         source = f"FROM ({locked}) i WHERE e.id = i.saga_id"
@@ -253,7 +271,9 @@ def explain(*, waits: bool, again: bool = False) -> Statement:
     patience = "" if waits else f"CROSS JOIN {_LITTLE_PATIENCE}"
     changed = "FROM locked i WHERE e.id = i.id AND i.accepted AND i.updates"
     parts = {
-        "input": f"SELECT i.*, {_CHANGES.format(**asked)} AS changes FROM {_rows(_TYPES, 'i')} ORDER BY saga_id",
+        "input": f"""
+            SELECT i.*, {_CHANGES.format(**asked)} AS changes, {_TIMES.format(**asked)}
+            FROM {_rows(_TYPES, "i")} ORDER BY saga_id""",
         "created": _CREATE.format(**asked, source=f"FROM input i {patience} WHERE i.name IS NOT NULL"),
         # The condition on the name does here what the one on the id does above.
         "locked": f"""

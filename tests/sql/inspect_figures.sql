@@ -2,19 +2,20 @@ WITH
 living AS MATERIALIZED (
     SELECT id, name, created_at, updated_at,
     CASE WHEN NOT (status IN ('PENDING', 'RUNNING', 'COMPENSATING')) THEN 'finished'
-    WHEN lease_expires_at > statement_timestamp() THEN 'held'
+    WHEN lease_expires_at > clock.at THEN 'held'
     WHEN recovery_attempts >= CAST(%(max_attempts)b AS integer) THEN 'exhausted'
     WHEN lease_expires_at IS NOT NULL THEN 'abandoned'
     ELSE 'active' END AS standing,
     row_number() OVER (ORDER BY created_at, id) AS position
-    FROM saga_executions
+    FROM saga_executions CROSS JOIN (SELECT statement_timestamp() AS at) AS clock
     WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING')
 ),
 judged AS MATERIALIZED (
     SELECT p.name,
-    CASE WHEN p.standing = 'active' AND GREATEST(h.changed_at, CASE WHEN h.is_touched THEN p.created_at ELSE p.updated_at END) <= statement_timestamp() - make_interval(secs => CAST(%(stale_after)b AS double precision)) THEN 'stale'
+    CASE WHEN p.standing = 'active' AND GREATEST(h.changed_at, CASE WHEN h.is_touched THEN p.created_at ELSE p.updated_at END) <= clock.stale_before THEN 'stale'
     ELSE p.standing END AS condition, CASE WHEN p.standing <> 'held' THEN h.in_doubt END AS in_doubt
     FROM living p
+    CROSS JOIN (SELECT statement_timestamp() - make_interval(secs => CAST(%(stale_after)b AS double precision)) AS stale_before) AS clock
     LEFT JOIN LATERAL (
         SELECT max(last_id) AS last_id,
         max(failed_id) FILTER (WHERE failed_id > COALESCE(done_id, 0)) AS error_id,

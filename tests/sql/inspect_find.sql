@@ -2,31 +2,31 @@ WITH
 picked AS MATERIALIZED ((
         SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at,
         CASE WHEN NOT (status IN ('PENDING', 'RUNNING', 'COMPENSATING')) THEN 'finished'
-        WHEN lease_expires_at > statement_timestamp() THEN 'held'
+        WHEN lease_expires_at > clock.at THEN 'held'
         WHEN recovery_attempts >= CAST(%(max_attempts)b AS integer) THEN 'exhausted'
         WHEN lease_expires_at IS NOT NULL THEN 'abandoned'
         ELSE 'active' END AS standing, 0 AS position
-        FROM saga_executions
+        FROM saga_executions CROSS JOIN (SELECT statement_timestamp() AS at) AS clock
         WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING') AND name = CAST(%(name)b AS text) AND (created_at, id) < (CAST(CAST(%(after_created_at)b AS text) AS timestamp) AT TIME ZONE 'UTC', CAST(CAST(%(after_id)b AS text) AS uuid))
         ORDER BY created_at DESC, id DESC
         LIMIT %(limit)b) UNION ALL (
         SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at,
         CASE WHEN NOT (status IN ('PENDING', 'RUNNING', 'COMPENSATING')) THEN 'finished'
-        WHEN lease_expires_at > statement_timestamp() THEN 'held'
+        WHEN lease_expires_at > clock.at THEN 'held'
         WHEN recovery_attempts >= CAST(%(max_attempts)b AS integer) THEN 'exhausted'
         WHEN lease_expires_at IS NOT NULL THEN 'abandoned'
         ELSE 'active' END AS standing, 0 AS position
-        FROM saga_executions
+        FROM saga_executions CROSS JOIN (SELECT statement_timestamp() AS at) AS clock
         WHERE status = 'FAILED' AND name = CAST(%(name)b AS text) AND created_at >= statement_timestamp() - make_interval(secs => CAST(%(window)b AS double precision)) AND (created_at, id) < (CAST(CAST(%(after_created_at)b AS text) AS timestamp) AT TIME ZONE 'UTC', CAST(CAST(%(after_id)b AS text) AS uuid))
         ORDER BY created_at DESC, id DESC
         LIMIT %(limit)b) UNION ALL (
         SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at,
         CASE WHEN NOT (status IN ('PENDING', 'RUNNING', 'COMPENSATING')) THEN 'finished'
-        WHEN lease_expires_at > statement_timestamp() THEN 'held'
+        WHEN lease_expires_at > clock.at THEN 'held'
         WHEN recovery_attempts >= CAST(%(max_attempts)b AS integer) THEN 'exhausted'
         WHEN lease_expires_at IS NOT NULL THEN 'abandoned'
         ELSE 'active' END AS standing, 0 AS position
-        FROM saga_executions
+        FROM saga_executions CROSS JOIN (SELECT statement_timestamp() AS at) AS clock
         WHERE status = 'COMPLETED' AND name = CAST(%(name)b AS text) AND created_at >= statement_timestamp() - make_interval(secs => CAST(%(window)b AS double precision)) AND (created_at, id) < (CAST(CAST(%(after_created_at)b AS text) AS timestamp) AT TIME ZONE 'UTC', CAST(CAST(%(after_id)b AS text) AS uuid))
         ORDER BY created_at DESC, id DESC
         LIMIT %(limit)b)),
@@ -37,10 +37,11 @@ first AS MATERIALIZED (
 ),
 judged AS MATERIALIZED (
     SELECT p.*, h.last_id, h.error_id, h.in_doubt, GREATEST(h.changed_at, CASE WHEN h.is_touched THEN p.created_at ELSE p.updated_at END) AS since,
-    CASE WHEN p.standing = 'active' AND GREATEST(h.changed_at, CASE WHEN h.is_touched THEN p.created_at ELSE p.updated_at END) <= statement_timestamp() - make_interval(secs => CAST(%(stale_after)b AS double precision)) THEN 'stale'
+    CASE WHEN p.standing = 'active' AND GREATEST(h.changed_at, CASE WHEN h.is_touched THEN p.created_at ELSE p.updated_at END) <= clock.stale_before THEN 'stale'
     ELSE p.standing END AS condition,
     last.step_name AS last_step
     FROM first p
+    CROSS JOIN (SELECT statement_timestamp() - make_interval(secs => CAST(%(stale_after)b AS double precision)) AS stale_before) AS clock
     CROSS JOIN LATERAL (
         SELECT max(last_id) AS last_id,
         max(failed_id) FILTER (WHERE failed_id > COALESCE(done_id, 0)) AS error_id,

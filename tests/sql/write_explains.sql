@@ -1,5 +1,7 @@
 WITH
-input AS (SELECT i.*, (i.status IS NOT NULL OR i.context IS NOT NULL OR i.attempts IS NOT NULL OR i.lease_owner IS NOT NULL OR COALESCE(i.releases, FALSE)) AS changes FROM (
+input AS (
+    SELECT i.*, (i.status IS NOT NULL OR i.context IS NOT NULL OR i.attempts IS NOT NULL OR i.lease_owner IS NOT NULL OR COALESCE(i.releases, FALSE)) AS changes, statement_timestamp() AS at, statement_timestamp() + make_interval(secs => i.lease_seconds) AS ends
+    FROM (
         (SELECT CAST(CAST(%(saga_id)b AS text) AS uuid[]) AS saga_id, CAST(%(name)b AS text[]) AS name, CAST(string_to_array(CAST(%(status)b AS text), ',', '') AS text[]) AS status, CAST(CAST(%(context)b AS text[]) AS json[]) AS context, CAST(string_to_array(CAST(%(attempts)b AS text), ',', '') AS integer[]) AS attempts, CAST(string_to_array(CAST(%(expected)b AS text), ',', '') AS bigint[]) AS expected, CAST(%(lease_owner)b AS text[]) AS lease_owner, CAST(string_to_array(CAST(%(lease_seconds)b AS text), ',', '') AS double precision[]) AS lease_seconds, CAST(string_to_array(CAST(%(releases)b AS text), ',', '') AS boolean[]) AS releases, CAST(string_to_array(CAST(%(write_id)b AS text), ',', '') AS bigint[]) AS write_id OFFSET 0) AS i_arrays
         CROSS JOIN LATERAL unnest(i_arrays.saga_id, i_arrays.name, i_arrays.status, i_arrays.context, i_arrays.attempts, i_arrays.expected, i_arrays.lease_owner, i_arrays.lease_seconds, i_arrays.releases, i_arrays.write_id) WITH ORDINALITY AS i (saga_id, name, status, context, attempts, expected, lease_owner, lease_seconds, releases, write_id, position)
     ) ORDER BY saga_id),
@@ -10,10 +12,9 @@ created AS (
     )
     SELECT i.saga_id, i.name, COALESCE(i.status, 'PENDING'), COALESCE(i.context, '{}'), COALESCE(i.attempts, 0),
     CASE WHEN i.status IN ('COMPLETED', 'FAILED') THEN NULL ELSE i.lease_owner END,
-    CASE WHEN i.status IN ('COMPLETED', 'FAILED') THEN NULL
-    ELSE statement_timestamp() + make_interval(secs => i.lease_seconds) END,
+    CASE WHEN i.status IN ('COMPLETED', 'FAILED') THEN NULL ELSE i.ends END,
     CASE WHEN i.write_id IS NOT NULL THEN ARRAY[i.write_id] END,
-    statement_timestamp(), statement_timestamp()
+    i.at, i.at
     FROM input i CROSS JOIN (SELECT set_config('lock_timeout', '10ms', TRUE)) AS patience WHERE i.name IS NOT NULL
     ON CONFLICT (id) DO NOTHING
     RETURNING id, CAST(version AS bigint) AS version
@@ -24,7 +25,7 @@ locked AS (
     CROSS JOIN LATERAL (
         SELECT
         id, version, lease_owner AS holder, lease_expires_at AS held_until,
-        COALESCE(cardinality(recent_writes) >= 32 AND recent_writes[1] >> 48 = version & 32767, FALSE) AS full_up, COALESCE(i.write_id = ANY (recent_writes), FALSE) AS recorded, (i.expected IS NULL OR i.expected = version) AND NOT COALESCE(i.write_id = ANY (recent_writes), FALSE) AND NOT COALESCE(i.lease_owner <> lease_owner AND lease_expires_at > statement_timestamp(), FALSE) AS accepted
+        COALESCE(cardinality(recent_writes) >= 32 AND recent_writes[1] >> 48 = version & 32767, FALSE) AS full_up, COALESCE(i.write_id = ANY (recent_writes), FALSE) AS recorded, (i.expected IS NULL OR i.expected = version) AND NOT COALESCE(i.write_id = ANY (recent_writes), FALSE) AND (i.lease_owner IS NULL OR lease_owner IS NULL OR lease_owner = i.lease_owner OR lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp()) AS accepted
         FROM saga_executions WHERE id = i.saga_id AND TRUE
         FOR NO KEY UPDATE SKIP LOCKED) e
     WHERE i.name IS NULL),
@@ -37,7 +38,7 @@ updated AS (
     ELSE COALESCE(i.lease_owner, e.lease_owner) END,
     lease_expires_at = CASE WHEN i.status IN ('COMPLETED', 'FAILED') OR i.releases
     OR COALESCE(i.lease_owner, e.lease_owner) IS NULL THEN NULL
-    ELSE COALESCE(statement_timestamp() + make_interval(secs => i.lease_seconds), e.lease_expires_at) END,
+    ELSE COALESCE(i.ends, e.lease_expires_at) END,
     recent_writes = CASE
     WHEN i.write_id IS NULL THEN e.recent_writes
     WHEN i.changes THEN
@@ -47,7 +48,7 @@ updated AS (
     WHEN e.recent_writes[1] >> 48 = e.version & 32767 THEN e.recent_writes
     ELSE e.recent_writes[2:] || i.write_id END,
     version = e.version + CAST(i.changes AS integer),
-    updated_at = CASE WHEN i.changes THEN statement_timestamp() ELSE e.updated_at END
+    updated_at = CASE WHEN i.changes THEN i.at ELSE e.updated_at END
     FROM locked i WHERE e.id = i.id AND i.accepted AND i.updates
     RETURNING e.id, CAST(e.version AS bigint) AS version
 ),

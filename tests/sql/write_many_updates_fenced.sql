@@ -8,7 +8,7 @@ updated AS (
     ELSE COALESCE(CAST(NULL AS text), e.lease_owner) END,
     lease_expires_at = CASE WHEN i.status IN ('COMPLETED', 'FAILED') OR CAST(NULL AS boolean)
     OR COALESCE(CAST(NULL AS text), e.lease_owner) IS NULL THEN NULL
-    ELSE COALESCE(statement_timestamp() + make_interval(secs => CAST(NULL AS double precision)), e.lease_expires_at) END,
+    ELSE COALESCE(i.ends, e.lease_expires_at) END,
     recent_writes = CASE
     WHEN i.write_id IS NULL THEN e.recent_writes
     WHEN i.changes THEN
@@ -18,9 +18,9 @@ updated AS (
     WHEN e.recent_writes[1] >> 48 = e.version & 32767 THEN e.recent_writes
     ELSE e.recent_writes[2:] || i.write_id END,
     version = e.version + CAST(i.changes AS integer),
-    updated_at = CASE WHEN i.changes THEN statement_timestamp() ELSE e.updated_at END
+    updated_at = CASE WHEN i.changes THEN i.at ELSE e.updated_at END
     FROM (
-        SELECT i.*, (i.status IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) AS changes
+        SELECT i.*, (i.status IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) AS changes, statement_timestamp() AS at, statement_timestamp() + make_interval(secs => CAST(NULL AS double precision)) AS ends
         FROM (
             (SELECT CAST(CAST(%(update_saga_id)b AS text) AS uuid[]) AS saga_id, CAST(string_to_array(CAST(%(update_status)b AS text), ',', '') AS text[]) AS status, CAST(CAST(%(update_context)b AS text[]) AS json[]) AS context, CAST(string_to_array(CAST(%(update_expected)b AS text), ',', '') AS bigint[]) AS expected, CAST(string_to_array(CAST(%(update_write_id)b AS text), ',', '') AS bigint[]) AS write_id OFFSET 0) AS i_arrays
             CROSS JOIN LATERAL unnest(i_arrays.saga_id, i_arrays.status, i_arrays.context, i_arrays.expected, i_arrays.write_id) WITH ORDINALITY AS i (saga_id, status, context, expected, write_id, position)

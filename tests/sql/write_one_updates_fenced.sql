@@ -1,23 +1,23 @@
 UPDATE saga_executions e
 SET status = COALESCE(CAST(NULL AS text), e.status),
-context = COALESCE(CAST(CAST(%(context)b AS text) AS json), e.context),
+context = COALESCE(i.context, e.context),
 recovery_attempts = COALESCE(CAST(NULL AS integer), e.recovery_attempts),
 lease_owner = CASE WHEN CAST(NULL AS text) IN ('COMPLETED', 'FAILED') OR CAST(NULL AS boolean) THEN NULL
 ELSE COALESCE(CAST(NULL AS text), e.lease_owner) END,
 lease_expires_at = CASE WHEN CAST(NULL AS text) IN ('COMPLETED', 'FAILED') OR CAST(NULL AS boolean)
 OR COALESCE(CAST(NULL AS text), e.lease_owner) IS NULL THEN NULL
-ELSE COALESCE(statement_timestamp() + make_interval(secs => CAST(NULL AS double precision)), e.lease_expires_at) END,
+ELSE COALESCE(i.ends, e.lease_expires_at) END,
 recent_writes = CASE
-WHEN CAST(%(write_id)b AS bigint) IS NULL THEN e.recent_writes
-WHEN (CAST(NULL AS text) IS NOT NULL OR CAST(CAST(%(context)b AS text) AS json) IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN
-e.recent_writes[GREATEST(cardinality(e.recent_writes) - 8 + 2, 1):] || CAST(%(write_id)b AS bigint)
+WHEN i.write_id IS NULL THEN e.recent_writes
+WHEN (CAST(NULL AS text) IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN
+e.recent_writes[GREATEST(cardinality(e.recent_writes) - 8 + 2, 1):] || i.write_id
 WHEN (cardinality(e.recent_writes) < 32) IS NOT FALSE
-THEN e.recent_writes || CAST(%(write_id)b AS bigint)
+THEN e.recent_writes || i.write_id
 WHEN e.recent_writes[1] >> 48 = e.version & 32767 THEN e.recent_writes
-ELSE e.recent_writes[2:] || CAST(%(write_id)b AS bigint) END,
-version = e.version + CAST((CAST(NULL AS text) IS NOT NULL OR CAST(CAST(%(context)b AS text) AS json) IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) AS integer),
-updated_at = CASE WHEN (CAST(NULL AS text) IS NOT NULL OR CAST(CAST(%(context)b AS text) AS json) IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN statement_timestamp() ELSE e.updated_at END
-WHERE e.id = (
+ELSE e.recent_writes[2:] || i.write_id END,
+version = e.version + CAST((CAST(NULL AS text) IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) AS integer),
+updated_at = CASE WHEN (CAST(NULL AS text) IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN i.at ELSE e.updated_at END
+FROM (SELECT CAST(CAST(%(context)b AS text) AS json) AS context, CAST(%(write_id)b AS bigint) AS write_id, statement_timestamp() AS at, statement_timestamp() + make_interval(secs => CAST(NULL AS double precision)) AS ends) AS i WHERE e.id = (
     SELECT id
     FROM saga_executions WHERE id = %(saga_id)b AND (CAST(%(expected)b AS bigint) IS NULL OR CAST(%(expected)b AS bigint) = version) AND NOT COALESCE(CAST(%(write_id)b AS bigint) = ANY (recent_writes), FALSE)
     FOR NO KEY UPDATE SKIP LOCKED)

@@ -1,23 +1,23 @@
 UPDATE saga_executions e
-SET status = COALESCE(CAST(%(status)b AS text), e.status),
-context = COALESCE(CAST(CAST(%(context)b AS text) AS json), e.context),
+SET status = COALESCE(i.status, e.status),
+context = COALESCE(i.context, e.context),
 recovery_attempts = COALESCE(CAST(NULL AS integer), e.recovery_attempts),
-lease_owner = CASE WHEN CAST(%(status)b AS text) IN ('COMPLETED', 'FAILED') OR CAST(NULL AS boolean) THEN NULL
+lease_owner = CASE WHEN i.status IN ('COMPLETED', 'FAILED') OR CAST(NULL AS boolean) THEN NULL
 ELSE COALESCE(CAST(NULL AS text), e.lease_owner) END,
-lease_expires_at = CASE WHEN CAST(%(status)b AS text) IN ('COMPLETED', 'FAILED') OR CAST(NULL AS boolean)
+lease_expires_at = CASE WHEN i.status IN ('COMPLETED', 'FAILED') OR CAST(NULL AS boolean)
 OR COALESCE(CAST(NULL AS text), e.lease_owner) IS NULL THEN NULL
-ELSE COALESCE(statement_timestamp() + make_interval(secs => CAST(NULL AS double precision)), e.lease_expires_at) END,
+ELSE COALESCE(i.ends, e.lease_expires_at) END,
 recent_writes = CASE
 WHEN CAST(NULL AS bigint) IS NULL THEN e.recent_writes
-WHEN (CAST(%(status)b AS text) IS NOT NULL OR CAST(CAST(%(context)b AS text) AS json) IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN
+WHEN (i.status IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN
 e.recent_writes[GREATEST(cardinality(e.recent_writes) - 8 + 2, 1):] || CAST(NULL AS bigint)
 WHEN (cardinality(e.recent_writes) < 32) IS NOT FALSE
 THEN e.recent_writes || CAST(NULL AS bigint)
 WHEN e.recent_writes[1] >> 48 = e.version & 32767 THEN e.recent_writes
 ELSE e.recent_writes[2:] || CAST(NULL AS bigint) END,
-version = e.version + CAST((CAST(%(status)b AS text) IS NOT NULL OR CAST(CAST(%(context)b AS text) AS json) IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) AS integer),
-updated_at = CASE WHEN (CAST(%(status)b AS text) IS NOT NULL OR CAST(CAST(%(context)b AS text) AS json) IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN statement_timestamp() ELSE e.updated_at END
-WHERE e.id = (
+version = e.version + CAST((i.status IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) AS integer),
+updated_at = CASE WHEN (i.status IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN i.at ELSE e.updated_at END
+FROM (SELECT CAST(%(status)b AS text) AS status, CAST(CAST(%(context)b AS text) AS json) AS context, statement_timestamp() AS at, statement_timestamp() + make_interval(secs => CAST(NULL AS double precision)) AS ends) AS i WHERE e.id = (
     SELECT id
     FROM saga_executions WHERE id = %(saga_id)b AND TRUE
     FOR NO KEY UPDATE )
