@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+from benchmarks import views
 from benchmarks.beds import OF_SAGAS, Bed
 from benchmarks.peers import create_cqrs_tables
 from benchmarks.rows import ROWS, Row
@@ -150,3 +151,38 @@ def test_bench(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.strip() in done.stdout
     assert not list(tmp_path.glob("server-*"))
+
+
+class TestViews:
+    def test_every_view_is_measured(self, empty_database: "Database") -> None:
+        """It fills the tables, explains what each view sends and what the README shows, and prints a line for each."""
+        url = empty_database.url()
+        views.fill(url, 300)
+        few = views.costs(url)
+        views.break_down(url, 50)
+        broken = views.costs(url)
+        table = views.render(few, few, broken, (300, 300, 50)).splitlines()
+        assert [*few][: len(views.CONSTANT)] == [*views.CONSTANT]
+        assert len([name for name in few if name.startswith("README: ")]) == 2
+        assert len(table) == 3 + len(few)
+        assert all(cost.pages > 0 for cost in few.values())
+        with psycopg.connect(url) as connection:
+            counts = connection.execute(
+                "SELECT count(*), count(*) FILTER (WHERE status = 'RUNNING') FROM saga_executions"
+            )
+            assert counts.fetchone() == (300, 150 + 50 // 2)
+
+    def test_a_view_that_costs_more_is_told(self) -> None:
+        """What has to be constant may cost half as much again among many sagas; nothing may read a whole table."""
+        few = dict.fromkeys([*views.CONSTANT, *views.OTHERS], views.Cost(100, 1.0, scans=False))
+        dear, cheap = list(views.CONSTANT)[:2]
+        many = few | {
+            dear: views.Cost(151, 1.0, scans=False),
+            cheap: views.Cost(150, 9.0, scans=False),
+            "in doubt": views.Cost(100, 1.0, scans=True),
+        }
+        assert views.misses(few, few) == []
+        assert views.misses(few, many) == [
+            f"{dear}: 1.51 times as many pages",
+            "in doubt: reads a whole table",
+        ]
