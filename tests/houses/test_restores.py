@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from saga_store import schema
@@ -34,25 +35,36 @@ def run(name: str, *arguments: str) -> None:
     subprocess.run([program(name), *arguments], check=True, env=environment, capture_output=True)
 
 
-def restore(source: str, target: str, form: str, folder: Path, *options: str) -> None:
-    file = str(folder / "dump")
+def dump(source: str, form: str, file: Path, *options: str) -> None:
     run("pg_dump", f"--format={form}", f"--file={file}", "--no-owner", *options, source)
     if form == "plain":
         # What a newer pg_dump sets an older server may not know.
-        script = Path(file)
-        lines = [line for line in script.read_text().splitlines() if "transaction_timeout" not in line]
-        script.write_text("\n".join(lines))
-        run("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", file, target)
+        lines = [line for line in file.read_text().splitlines() if "transaction_timeout" not in line]
+        file.write_text("\n".join(lines))
+
+
+def load(file: Path, form: str, target: str) -> None:
+    if form == "plain":
+        run("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(file), target)
     else:
-        run("pg_restore", "--no-owner", "--exit-on-error", f"--dbname={target}", file)
+        run("pg_restore", "--no-owner", "--exit-on-error", f"--dbname={target}", str(file))
 
 
-@pytest.fixture(scope="module", params=[15, 16, 17, 18])
-def older(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A migrated database on a server of this major."""
-    with server(request.param) as running:
-        schema.upgrade(running.url.replace("postgresql://", "postgresql+psycopg://"))
-        yield running.url
+def restore(source: str, target: str, form: str, folder: Path, *options: str) -> None:
+    dump(source, form, folder / "dump", *options)
+    load(folder / "dump", form, target)
+
+
+@pytest.fixture(scope="module")
+def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """What pg_dump writes of a migrated database, by the major of its server."""
+    found = {}
+    for major in MAJORS:
+        with server(major) as running:
+            schema.upgrade(running.url.replace("postgresql://", "postgresql+psycopg://"))
+            found[major] = tmp_path_factory.mktemp("dumps") / f"{major}.sql"
+            dump(running.url, "plain", found[major])
+    return found
 
 
 class TestRestored:
@@ -81,9 +93,17 @@ class TestRestored:
             with psycopg.connect(empty_database.url(), autocommit=True) as admin:
                 admin.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(f"{empty_database.name}_2")))
 
-    def test_in_this_major_what_was_in_another(self, older: str, empty_database: Database, tmp_path: Path) -> None:
-        restore(older, empty_database.url(), "plain", tmp_path)
-        assert schema.check(empty_database.url(), strict=True).state is schema.State.CURRENT
+    @pytest.mark.parametrize("major", MAJORS)
+    def test_in_each_major_what_was_in_any_up_to_it(self, dumps: dict[int, Path], major: int) -> None:
+        """Each check is a strict one."""
+        with server(major) as running, psycopg.connect(running.url, autocommit=True) as admin:
+            for older, file in dumps.items():
+                if older <= major:
+                    name = f"from_{older}"
+                    admin.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+                    target = make_url(running.url).set(database=name).render_as_string(hide_password=False)
+                    load(file, "plain", target)
+                    assert schema.check(target, strict=True).state is schema.State.CURRENT, name
 
 
 def changed(databases: Databases, template: Database, change: str) -> Iterator[schema.Check]:
