@@ -26,10 +26,13 @@ _KEY = KEY.format(schema="'public'")
 HOLDS = {
     "the migration lock": f"SELECT pg_advisory_lock({_KEY})",
     "a table": "LOCK TABLE saga_executions IN ACCESS EXCLUSIVE MODE",
+    # An index that is built meanwhile waits for whoever has one.
+    "a snapshot": "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1",
 }
 WAITING = {
     "the migration lock": "backend_start < clock_timestamp() - interval '1 s'",
     "a table": "wait_event_type = 'Lock'",
+    "a snapshot": "wait_event = 'virtualxid' AND query LIKE 'CREATE %INDEX%'",
 }
 
 
