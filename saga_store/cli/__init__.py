@@ -8,25 +8,38 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from saga_store.cli import adopt, grants, metrics, migrate, saga
-from saga_store.cli.console import Console, UnprintableError, close, warn
+from saga_store.cli.console import Console, UnprintableError, close, warn, write
 from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Verbs
 from saga_store.errors import SagaStoreError
 from saga_store.schema import MigrationLockError
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
 _URL = re.compile(r"postgres(?:ql)?[\w+]*:/|://[^/]*@")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Exits with the code of what went wrong also where that can't be printed, as Python 3.11.2 doesn't."""
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        is_asked_for = file is sys.stdout
+        write(sys.stdout if is_asked_for else sys.stderr, message)
+
 
 REGISTERED = (migrate.register, adopt.register, grants.register, saga.register, metrics.register)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code (see ``Exit``); wrong usage exits with 2, as argparse does."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="saga-store",
         description="Manage saga-store's tables in PostgreSQL.",
         epilog="Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit),

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import IO
 
 from saga_store.cli.exits import Exit
 from saga_store.inspection import visible
@@ -91,7 +91,7 @@ class Console:
     def report(self, progress: Progress) -> None:
         """Show progress: on a terminal in one line that is written over, in a log by a line now and then."""
         if self._on_terminal:
-            _write(sys.stderr, f"\r\033[K{progress}" + ("\n" if progress.finished else ""))
+            write(sys.stderr, f"\r\033[K{progress}" + ("\n" if progress.finished else ""))
         else:
             self._log(progress)
 
@@ -106,16 +106,17 @@ class Console:
 
 def warn(message: str) -> None:
     """Say something to whoever reads stderr."""
-    _write(sys.stderr, f"saga-store: {message}\n")
+    write(sys.stderr, f"saga-store: {message}\n")
 
 
 def close() -> None:
     """Flush both, so that Python has nothing left to write when it exits, nor another exit code to give."""
     for stream in (sys.stdout, sys.stderr):
-        _write(stream, "")
+        write(stream, "")
 
 
-def _write(stream: TextIO | None, text: str) -> None:
+def write(stream: IO[str] | None, text: str) -> None:
+    """Write it if that is possible."""
     if stream is None:
         return
     try:
@@ -125,7 +126,7 @@ def _write(stream: TextIO | None, text: str) -> None:
         _give_up(stream)
 
 
-def _give_up(stream: TextIO) -> None:
+def _give_up(stream: IO[str]) -> None:
     """Let what is still in its buffer, and all that follows, go nowhere."""
     with suppress(OSError, ValueError):
         descriptor = stream.fileno()
