@@ -154,6 +154,7 @@ ALLOWED = {
     "schema": {"schema", "sqlalchemy", "grants", "errors"},
     "adoption": {"adoption", "schema", "migrations", "sqlalchemy", "model"},
     # The command is on top of all else, and nothing imports it.
+    "retention": {"retention", "retention_model", "interface", "sqlalchemy", "validation", "model", "errors"},
     "telemetry": {"telemetry", "inspection", "interface", "validation", "errors"},
     "cli": {
         "cli",
@@ -163,6 +164,8 @@ ALLOWED = {
         "inspection",
         "telling",
         "sqlalchemy",
+        "retention",
+        "retention_model",
         "telemetry",
         "model",
         "errors",

@@ -1,0 +1,35 @@
+"""What can go wrong with an archive, beyond what can go wrong with a storage."""
+
+from saga_store.errors import SagaStoreError
+
+
+class ArchiveError(SagaStoreError):
+    """Base of what goes wrong with archives; nothing was removed that isn't in a verified one."""
+
+
+class TargetError(ArchiveError):
+    """The target couldn't do it: it isn't there, refuses, is full or slow, or holds what isn't an archive.
+
+    ``target`` names it without credentials, ``reason`` says what to do.
+    """
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(target, reason)
+        self.target = target
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self.reason}"
+
+
+class ArchiveDamagedError(ArchiveError):
+    """An archive isn't what was written, or never was one; ``file`` says which, ``line`` where, if it is one line."""
+
+    def __init__(self, file: str, line: int | None, reason: str) -> None:
+        super().__init__(file, line, reason)
+        self.file = file
+        self.line = line
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
