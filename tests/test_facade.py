@@ -142,6 +142,7 @@ ALLOWED = {
         "joining",
         "inspection",
         "storage",
+        "telemetry",
         "write",
         "write_ids",
         "validation",

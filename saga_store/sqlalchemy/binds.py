@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, Pool, SingletonThreadPool, StaticPool, inspect, select, update
+from sqlalchemy import URL, Connection, Engine, Pool, SingletonThreadPool, StaticPool, inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
@@ -182,9 +182,14 @@ class Bind(abc.ABC):
         """
 
     @property
+    def url(self) -> URL | None:
+        """Where its database is, as far as that is known before it is used."""
+        return None
+
+    @property
     def database(self) -> str | None:
         """What its database is called, as far as that is known before it is used."""
-        return None
+        return None if self.url is None else self.url.database
 
 
 class EngineBind(Bind):
@@ -194,8 +199,8 @@ class EngineBind(Bind):
         self._target = self._new_target()
 
     @property
-    def database(self) -> str | None:
-        return self._engine.url.database
+    def url(self) -> URL:
+        return self._engine.url
 
     def target(self, *, writes: bool) -> Target:  # noqa: ARG002 - an engine is one place
         # Disposing of an engine gives it another pool, and its options may be changed.
@@ -215,9 +220,9 @@ class SessionmakerBind(Bind):
         self._schema = schema
 
     @property
-    def database(self) -> str | None:
+    def url(self) -> URL | None:
         bound_to = self._maker.kw.get("bind")
-        return bound_to.url.database if isinstance(bound_to, AsyncEngine) else None
+        return bound_to.url if isinstance(bound_to, AsyncEngine) else None
 
     def target(self, *, writes: bool) -> Target:
         session = self._maker().sync_session
@@ -242,6 +247,11 @@ class JoinedBind(Bind):
         self.joined = joined
         self._reads = JoinedTarget(joined, schema, writes=False)
         self._writes = JoinedTarget(joined, schema, writes=True)
+
+    @property
+    def url(self) -> URL | None:
+        bound_to = self.joined.bind if isinstance(self.joined, AsyncSession) else self.joined
+        return bound_to.engine.url if isinstance(bound_to, AsyncConnection | AsyncEngine) else None
 
     def target(self, *, writes: bool) -> Target:
         return self._writes if writes else self._reads

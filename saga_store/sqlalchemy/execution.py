@@ -31,6 +31,7 @@ from saga_store.sqlalchemy.failures import (
     reason,
     sqlstate,
 )
+from saga_store.sqlalchemy.observation import Observer
 from saga_store.sqlalchemy.pooled import Attempt, execute_on_pool
 from saga_store.sqlalchemy.read_sql import REVISION
 from saga_store.sqlalchemy.statement import Statement
@@ -125,13 +126,15 @@ class News:
 class Executor:
     """Runs statements at a target.
 
-    ``retry_for`` is how many seconds a call goes on trying after its first failure, and ``news`` the whole storage's.
+    ``retry_for`` is how many seconds a call goes on trying after its first failure; ``news`` and ``observer`` are the
+    whole storage's.
     """
 
-    def __init__(self, target: Target, retry_for: float, news: News) -> None:
+    def __init__(self, target: Target, retry_for: float, news: News, observer: Observer | None = None) -> None:
         self._target = target
         self.retry_for = retry_for
         self.news = news
+        self.observer = observer
 
     @property
     def joins(self) -> bool:
@@ -142,7 +145,7 @@ class Executor:
     async def holding(self) -> AsyncIterator["Executor"]:
         """Give an executor for statements that follow each other closely; it may keep its connection meanwhile."""
         async with self._target.holding() as target:
-            yield Executor(target, self.retry_for, self.news)
+            yield Executor(target, self.retry_for, self.news, self.observer)
 
     async def execute(
         self, statement: Statement, parameters: Parameters, *, if_lost: UnknownOutcomeError | None = None
@@ -150,7 +153,7 @@ class Executor:
         """Return the rows; ``if_lost`` is raised if the connection dies in a statement that commits by itself."""
         answer = await self.settle(statement, parameters, if_lost=if_lost)
         if isinstance(answer, Failure):
-            raise answer.error from answer.error.__cause__
+            raise self.told(answer.error) from answer.error.__cause__
         return answer
 
     async def settle(
@@ -175,20 +178,34 @@ class Executor:
 
         answer = await self._again(once, if_lost)
         if isinstance(answer, Failure):
-            raise answer.error from answer.error.__cause__
+            raise self.told(answer.error) from answer.error.__cause__
         return answer
+
+    def told(self, error: SagaStoreError, *, writes: int = 1) -> SagaStoreError:
+        """Return the error that writes end with; if their answer got lost, that is told."""
+        if self.observer is not None and isinstance(error, UnknownOutcomeError):
+            for _ in range(writes):
+                self.observer.resolved(error)
+        return error
 
     async def _again(
         self, call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None
     ) -> _T | Failure:
         answer = await self._once(call, if_lost)
         if isinstance(answer, Failure) and answer.retry is Retry.ONCE and self.retry_for:
-            answer = await self._once(call, if_lost)
+            answer = await self._retry(answer, call, if_lost)
         if isinstance(answer, Failure):
             retries = Retries(self.retry_for)
             while isinstance(answer, Failure) and answer.retry is Retry.SAFE and await retries.pause():
-                answer = await self._once(call, if_lost)
+                answer = await self._retry(answer, call, if_lost)
         return answer
+
+    async def _retry(
+        self, failure: Failure, call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None
+    ) -> _T | Failure:
+        if self.observer is not None:
+            self.observer.retried(failure.error)
+        return await self._once(call, if_lost)
 
     async def _once(
         self, call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import copy
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -28,6 +29,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError, UnknownOutcomeError
 from saga_store.sqlalchemy.execution import pauses
 from saga_store.sqlalchemy.failures import LOCK_NOT_AVAILABLE
+from saga_store.sqlalchemy.observation import Observer
 from saga_store.write import Outcome, Write
 
 # A batch is closed by the write that reaches either; the bytes are those of contexts and details.
@@ -108,6 +110,8 @@ class _Entry:
     write: Write
     answer: asyncio.Future[Outcome]
     next: "deque[_Entry] | None" = None
+    since: float = 0.0
+    """Since when it is queued; only kept for an observer."""
     has_waited: bool = False
     patience: Patience | None = None
 
@@ -120,11 +124,18 @@ class GroupCommit(Generic[T]):
     Args:
         make_writer: Returns what writes at a target.
         group_by: Tells further what may share a batch; called in the caller's context.
+        observer: Is told what is flushed, and what waits.
     """
 
-    def __init__(self, make_writer: Callable[[T], Writer], group_by: Callable[[], Hashable] | None = None) -> None:
+    def __init__(
+        self,
+        make_writer: Callable[[T], Writer],
+        group_by: Callable[[], Hashable] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self._make_writer = make_writer
         self._group_by = group_by
+        self._observer = observer
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: dict[Hashable, _Queue] = {}
         self._changing_loops = threading.Lock()
@@ -150,11 +161,17 @@ class GroupCommit(Generic[T]):
             self._queues = {key: queue for key, queue in self._queues.items() if not queue.is_idle()}
         if self._group_by is None:
             # Whoever happens to flush isn't to lend the others their context.
-            queue = _Queue(loop, self._make_writer(target.neutral()), Context)
+            queue = _Queue(loop, self._make_writer(target.neutral()), Context, self._observer)
         else:
-            queue = _Queue(loop, self._make_writer(target), copy_context)
+            queue = _Queue(loop, self._make_writer(target), self._copy_context, self._observer)
         self._queues[key] = queue
         return queue
+
+    def _copy_context(self) -> Context:
+        context = copy_context()
+        if self._observer is not None:
+            self._observer.detach(context)
+        return context
 
     def _change_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._changing_loops:
@@ -173,12 +190,20 @@ class _Queue:
         loop: Where its tasks run.
         writer: Writes there.
         make_context: Returns the context of a task; called in that of whoever gives rise to it.
+        observer: Is told what is flushed, and what waits.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, writer: Writer, make_context: Callable[[], Context]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        writer: Writer,
+        make_context: Callable[[], Context],
+        observer: Observer | None,
+    ) -> None:
         self._loop = loop
         self._writer = writer
         self._make_context = make_context
+        self._observer = observer
         # The first write of each saga that has any: in flight, or ready to be. Sagas go by the integers of their ids,
         # which are hashed several times faster than the ids.
         self._first: dict[int, _Entry] = {}
@@ -198,6 +223,8 @@ class _Queue:
 
     def write(self, write: Write) -> Awaitable[Outcome]:
         entry = _Entry(write, self._loop.create_future())
+        if self._observer is not None:
+            entry.since = time.monotonic()
         first = self._first.setdefault(write.saga_id.int, entry)
         if first is not entry:
             if first.next is None:
@@ -213,6 +240,8 @@ class _Queue:
     async def _flush_alone(self, entry: _Entry) -> Outcome:
         """Flush in the caller's own task, which may be cancelled: nobody else's write is in this statement."""
         self._flushes_alone = True
+        if self._observer is not None:
+            self._tell_flush(self._observer, (entry,))
         outcome: Outcome | None = None
         is_locked = False
         try:
@@ -255,6 +284,8 @@ class _Queue:
             try:
                 while batch := self._take_batch(self._ready, self._share()):
                     self._in_flight += len(batch)
+                    if self._observer is not None:
+                        self._tell_flush(self._observer, batch)
                     self._flush_what_is_ready()
                     try:
                         await self._flush(batch, writer)
@@ -268,6 +299,11 @@ class _Queue:
             finally:
                 # It takes nothing more, while it may yet take a moment to give its connection back.
                 self._flushers -= 1
+
+    @staticmethod
+    def _tell_flush(observer: Observer, batch: Sequence[_Entry]) -> None:
+        now = time.monotonic()
+        observer.flushed([entry.write for entry in batch], [now - entry.since for entry in batch])
 
     def _share(self) -> int:
         share = len(self._ready)
@@ -362,12 +398,19 @@ class _Queue:
         self._locked[entry] = None
         if not entry.has_waited:
             entry.has_waited = True
+            if self._observer is not None:
+                self._tell_lock(self._observer, entry)
             entry.answer.add_done_callback(lambda _: self._give_up(entry))
             if self._sleep and not self._sleep.done():
                 self._sleep.set_result(True)  # most locks are short
         if not self._tries_locked:
             self._tries_locked = True
             self._start(self._try_locked())
+
+    @staticmethod
+    def _tell_lock(observer: Observer, entry: _Entry) -> None:
+        began = time.monotonic()
+        entry.answer.add_done_callback(lambda _: observer.waited_for_lock(time.monotonic() - began))
 
     def _give_up(self, entry: _Entry) -> None:
         if self._locked.pop(entry, _GONE) is not _GONE:

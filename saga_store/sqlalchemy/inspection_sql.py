@@ -3,7 +3,7 @@
 How they keep to the indexes, however many rows there are:
 
 - Unfinished, FAILED and COMPLETED sagas are picked apart from each other, each kind in the order of its own index, with
-  the status as it stands in the predicate of that.
+  the status as it stands in the predicate of that; unless all are asked for alike.
 - A history is read from its end, by LATERAL with a limit of its own: one probe for each saga, whatever the statistics
   say.
 - No context is read unless a field of it is asked for.
@@ -161,10 +161,12 @@ def _shown(entry: str) -> str:
 def _picked(asked: frozenset[str], kinds: tuple[SagaStatus, ...], *, samples: bool, most: str = ":limit") -> str:
     """Return a query for the rows that may be asked for, of each kind the first ones in its order."""
     conditions = [condition for name, condition in _ROW_CONDITIONS.items() if name in asked]
+    # All kinds alike are one index scan. Apart, each would be searched for among the newest, of which it may have none.
+    is_every_kind = len(kinds) == len(_KINDS) and not samples and "window" not in asked
     queries = []
-    for kind in kinds:
+    for kind in [None] if is_every_kind else kinds:
         lives = kind is SagaStatus.PENDING
-        fulfilled = [_KINDS[kind], *conditions]
+        fulfilled = [*conditions] if kind is None else [_KINDS[kind], *conditions]
         if "window" in asked and not lives:
             fulfilled.append(_WINDOW)
         if "after_id" in asked and not samples:
@@ -175,7 +177,7 @@ def _picked(asked: frozenset[str], kinds: tuple[SagaStatus, ...], *, samples: bo
         queries.append(f"""(
             SELECT {_ROW}, {_STANDING} AS standing, {position} AS position
             FROM saga_executions CROSS JOIN {_CLOCK}
-            WHERE {" AND ".join(fulfilled)}
+            WHERE {" AND ".join(fulfilled) or "TRUE"}
             ORDER BY {order}
             LIMIT {SAGAS_SEEN + 1 if samples else most})""")
     return " UNION ALL ".join(queries)

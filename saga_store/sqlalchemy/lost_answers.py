@@ -61,7 +61,11 @@ async def resolve(executor: Executor, writes: Sequence[Write], lost: UnknownOutc
         news = None if answered else executor.news
         if any(one.is_open for one in still_open) and not await retries.pause(until=news):
             break
-    return {one.write.saga_id.int: _unknown(one, lost) if one.outcome is None else one.outcome for one in sent}
+    outcomes = {one.write.saga_id.int: _unknown(one, lost) if one.outcome is None else one.outcome for one in sent}
+    if executor.observer is not None:
+        for outcome in outcomes.values():
+            executor.observer.resolved(outcome)
+    return outcomes
 
 
 async def judge(executor: Executor, write: Write) -> Outcome:

@@ -33,6 +33,7 @@ from saga_store.sqlalchemy.execution import Executor, News
 from saga_store.sqlalchemy.following import take_part
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.sqlalchemy.lost_answers import read_ids
+from saga_store.sqlalchemy.observation import Observer
 from saga_store.sqlalchemy.read_sql import (
     CLAIM,
     EXHAUSTED,
@@ -51,6 +52,7 @@ from saga_store.sqlalchemy.wire import Parameters, Rows, read_moment, read_text
 from saga_store.sqlalchemy.write_parameters import ids_as_text
 from saga_store.sqlalchemy.writer import Writer
 from saga_store.storage import SagaState, SagaStorage
+from saga_store.telemetry import Telemetry
 from saga_store.validation import (
     DEFAULT_MAX_CONTEXT_BYTES,
     decode_context,
@@ -98,6 +100,8 @@ class SqlAlchemySagaStorage(SagaStorage):
             begun isn't cut short; for that, drivers have timeouts of their own.
         max_context_bytes: How big a context may be as JSON text, in which what isn't ASCII is escaped; at most
             512 MiB. A bigger one is refused with InvalidSagaDataError; one that is stored already can be read.
+        telemetry: Is told what the storage does while it does it, such as ``OpenTelemetry`` of
+            ``saga_store.telemetry.opentelemetry``; what goes wrong there is logged, and nothing else comes of it.
 
     Raises:
         TypeError: The bind is none of these, or of a kind that can't be used; ``group_by`` can't be called.
@@ -117,6 +121,7 @@ class SqlAlchemySagaStorage(SagaStorage):
         group_commit: bool = True,
         retry_for: timedelta = RETRY_FOR,
         max_context_bytes: int = DEFAULT_MAX_CONTEXT_BYTES,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._max_context_bytes = valid_max_context_bytes(max_context_bytes)
         self._bind = make_bind(bind, None if schema is None else valid_schema(schema))
@@ -129,7 +134,13 @@ class SqlAlchemySagaStorage(SagaStorage):
         # If a run of another storage writes in this transaction: what database that one is on.
         self._home: str | None = None
         self._views = Views(self._executor)
-        self._group: GroupCommit[PoolTarget] | None = GroupCommit(self._writer, group_by) if group_commit else None
+        self._telemetry = telemetry
+        self._observer = None if telemetry is None else Observer(telemetry)
+        self._group: GroupCommit[PoolTarget] | None = (
+            GroupCommit(self._writer, group_by, self._observer) if group_commit else None
+        )
+        if self._observer is not None:
+            self._observer.watch_calls(self, self._bind.url, schema)
 
     @property
     def session(self) -> AsyncSession:
@@ -163,7 +174,7 @@ class SqlAlchemySagaStorage(SagaStorage):
         return self._at(self._bind.target(writes=writes))
 
     def _at(self, target: Target) -> Executor:
-        return Executor(target, self._retry_seconds, self._news)
+        return Executor(target, self._retry_seconds, self._news, self._observer)
 
     def _joined(self, into: object) -> "SqlAlchemySagaStorage":
         if self._joins:
@@ -174,7 +185,9 @@ class SqlAlchemySagaStorage(SagaStorage):
             )
         if not isinstance(into, AsyncSession | AsyncConnection):
             raise InvalidSagaDataError("into", f"must be an AsyncSession or AsyncConnection, not {type(into).__name__}")
-        joined = SqlAlchemySagaStorage(into, schema=self._schema, max_context_bytes=self._max_context_bytes)
+        joined = SqlAlchemySagaStorage(
+            into, schema=self._schema, max_context_bytes=self._max_context_bytes, telemetry=self._telemetry
+        )
         joined._home = self._bind.database
         return joined
 

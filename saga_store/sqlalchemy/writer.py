@@ -100,7 +100,9 @@ class Writer:
             outcome = exc
         if isinstance(outcome, StorageUnavailableError) and not self._executor.joins:
             # This attempt has written nothing; what became of the one before is as open as it was.
-            raise UnknownOutcomeError(write.saga_id) from outcome
+            raise self._executor.told(UnknownOutcomeError(write.saga_id)) from outcome
+        if self._executor.observer is not None:
+            self._executor.observer.resolved(outcome)
         return outcome
 
     async def _write_again(self, writes: Sequence[Write]) -> Sequence[Outcome | None]:
@@ -119,12 +121,17 @@ class Writer:
         outcome = await self._unless_locked(attempt, write)
         if outcome is not None:
             return outcome
-        patience, lock_pauses = await self.patience(), pauses()
-        while (outcome := await self._unless_locked(attempt, write)) is None:
-            if patience.is_over():
-                return patience.error()
-            await asyncio.sleep(next(lock_pauses))
-        return outcome
+        began = time.monotonic()
+        try:
+            patience, lock_pauses = await self.patience(), pauses()
+            while (outcome := await self._unless_locked(attempt, write)) is None:
+                if patience.is_over():
+                    return patience.error()
+                await asyncio.sleep(next(lock_pauses))
+            return outcome
+        finally:
+            if self._executor.observer is not None:
+                self._executor.observer.waited_for_lock(time.monotonic() - began)
 
     async def patience(self) -> "Patience":
         """Return how long the connection's settings let anybody wait for a lock: from now on."""
@@ -197,7 +204,7 @@ class Writer:
             return answer
         if answer.retry is Retry.IF_RECOGNISED and self._resolves:
             return _Resolved(await resolve(self._executor, writes, lost))
-        raise answer.error from answer.error.__cause__
+        raise self._executor.told(answer.error, writes=len(writes)) from answer.error.__cause__
 
 
 def _outcome(write: Write, row: Sequence[Any]) -> Outcome:
