@@ -264,15 +264,20 @@ def _standing(saga: SagaSummary) -> str:
 def hint(groups: Iterable[SagaGroup], *, stale_after: timedelta = STALE_AFTER) -> str | None:
     """Return what the groups have in common that hints at a cause; None if nothing does."""
     counts: Counter[SagaCondition] = Counter()
+    never = 0
     for group in groups:
         counts[group.condition] += group.count
+        if group.condition is SagaCondition.STALE:
+            never += group.never_claimed
     stale, abandoned = counts[SagaCondition.STALE], counts[SagaCondition.ABANDONED]
     if stale + abandoned == 0:
         return None
     parts = []
-    if stale:
-        under = "is under no lease" if stale == 1 else "are under no lease"
-        parts.append(f"{stale} {under}, though silent for more than {duration(stale_after)}")
+    silent = f"though silent for more than {duration(stale_after)}"
+    if never:
+        parts.append(f"{never} {'was' if never == 1 else 'were'} never claimed, {silent}")
+    if given_back := stale - never:
+        parts.append(f"{given_back} {'is' if given_back == 1 else 'are'} under no lease, {silent}")
     if abandoned:
         parts.append(f"of {abandoned} the lease has expired, and no worker took over")
     return f"{'; '.join(parts)}. Is a recovery worker running?"

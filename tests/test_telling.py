@@ -1,6 +1,7 @@
 """What a view says in words, and how it cuts silence out of a timeline."""
 
 import shlex
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import pairwise
 from uuid import UUID
@@ -260,6 +261,11 @@ def test_hint() -> None:
     )
     assert hint([group(SagaCondition.EXHAUSTED, 7)]) is None
     assert hint([]) is None
+    unclaimed = [replace(group(SagaCondition.STALE, 54), never_claimed=53)]
+    assert hint(unclaimed) == (
+        "53 were never claimed, though silent for more than 10m; 1 is under no lease, though silent for more than 10m. "
+        "Is a recovery worker running?"
+    )
 
 
 def test_advice() -> None:

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from saga_store.cli.exits import Exit
@@ -28,7 +29,9 @@ class Console:
         self._on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._log = LogReport()
         # What is being done, by Alembic's log and ours.
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Visible("%(message)s"))
+        logging.basicConfig(handlers=[handler], level=logging.WARNING)
         for name in ("alembic.runtime.migration", "saga_store"):
             logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger("alembic.runtime.migration").addFilter(_says_what_runs)
@@ -36,11 +39,8 @@ class Console:
     def result(self, text: str, **facts: object) -> None:
         """Print what was done, or what the exit code tells as well: the text, or the facts as JSON."""
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        try:
+        with _undoing_nothing():
             self.product(text.encode(encoding, "backslashreplace").decode(encoding), **facts)
-        except UnprintableError as exc:
-            if str(exc):
-                warn(f"what was done couldn't be printed: {exc}")
 
     def product(self, text: str, **facts: object) -> None:
         """Print what the command was called for.
@@ -48,24 +48,21 @@ class Console:
         Raises:
             UnprintableError: It couldn't be written.
         """
-        if sys.stdout is None:
-            raise UnprintableError("stdout is closed")
-        try:
-            # A script in which a letter was replaced would name something else.
-            print(json.dumps(facts) if self._as_json else text)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Whoever reads the output has had enough, as `head` does.
-            _give_up(sys.stdout)
-            raise UnprintableError from None
-        except UnicodeEncodeError as exc:
-            raise UnprintableError(
-                f"stdout is {exc.encoding}, which has no {exc.object[exc.start]!a}: set PYTHONIOENCODING=utf-8, or "
-                "have it as --json"
-            ) from None
-        except (OSError, ValueError) as exc:
-            _give_up(sys.stdout)
-            raise UnprintableError(f"stdout: {exc}") from None
+        _print(json.dumps(facts) if self._as_json else text)
+
+    def lines(self, facts: Iterable[Mapping[str, object]]) -> None:
+        """Print what the command was called for, as JSON, an object a line, each when it comes.
+
+        Raises:
+            UnprintableError: It couldn't be written.
+        """
+        for each in facts:
+            _print(json.dumps(each))
+
+    def results(self, facts: Iterable[Mapping[str, object]]) -> None:
+        """Print what was done, as JSON, an object a line."""
+        with _undoing_nothing():
+            self.lines(facts)
 
     def exactly(self, text: str) -> None:
         """Print what a program reads, in UTF-8 whatever the locale; for a person's terminal nothing in it is invisible.
@@ -105,14 +102,55 @@ class Console:
 
 
 def warn(message: str) -> None:
-    """Say something to whoever reads stderr."""
-    write(sys.stderr, f"saga-store: {message}\n")
+    """Say something to whoever reads stderr, with every character visible."""
+    write(sys.stderr, f"saga-store: {_visible_lines(message)}\n")
 
 
 def close() -> None:
     """Flush both, so that Python has nothing left to write when it exits, nor another exit code to give."""
     for stream in (sys.stdout, sys.stderr):
         write(stream, "")
+
+
+@contextmanager
+def _undoing_nothing() -> Iterator[None]:
+    try:
+        yield
+    except UnprintableError as exc:
+        if str(exc):
+            warn(f"what was done couldn't be printed: {exc}")
+
+
+def _print(text: str) -> None:
+    if sys.stdout is None:
+        raise UnprintableError("stdout is closed")
+    try:
+        # A script in which a letter was replaced would name something else.
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output has had enough, as `head` does.
+        _give_up(sys.stdout)
+        raise UnprintableError from None
+    except UnicodeEncodeError as exc:
+        raise UnprintableError(
+            f"stdout is {exc.encoding}, which has no {exc.object[exc.start]!a}: set PYTHONIOENCODING=utf-8, or "
+            "have it as --json"
+        ) from None
+    except (OSError, ValueError) as exc:
+        _give_up(sys.stdout)
+        raise UnprintableError(f"stdout: {exc}") from None
+
+
+class _Visible(logging.Formatter):
+    """Writes what is logged so that every character of the data in it can be seen."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _visible_lines(super().format(record))
+
+
+def _visible_lines(text: str) -> str:
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def write(stream: IO[str] | None, text: str) -> None:

@@ -23,5 +23,6 @@ class Exit(IntEnum):
     DRIFTED = 5, "check: the tables differ from what their revision makes; grants --check: the privileges differ"
     LOCKED = 6, "a lock wasn't to be had in time; nothing is half done, try again"
     ATTENTION = 7, "saga stuck: some are"
-    REFUSED = 8, "refused, for it isn't so or isn't so any more; nothing was written"
+    REFUSED = 8, "refused, or changed since the plan; nothing was written"
+    PARTLY = 9, "partly done; the results say what"
     INTERRUPTED = 130, "interrupted"

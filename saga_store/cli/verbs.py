@@ -73,4 +73,7 @@ def duration(value: str) -> timedelta:
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", value, re.ASCII)
     if not found:
         raise argparse.ArgumentTypeError(f"{value!r} is no duration; write it like 90s, 10m, 2h or 7d")
-    return timedelta(**{_UNITS[found[2]]: float(found[1])})
+    try:
+        return timedelta(**{_UNITS[found[2]]: float(found[1])})
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{value!r} is too long; the longest is 999999999d") from None

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
 from saga_store.schema import pooler
 from saga_store.schema.drivers import connect_arguments
@@ -54,11 +54,16 @@ def connected(bind: Bind, work: Callable[[Connection], T]) -> T:
 
 
 @asynccontextmanager
-async def opened(given: str) -> AsyncIterator[AsyncEngine]:
-    """Yield an engine on a URL that has been connected once, so that what goes wrong is told as by ``connected``."""
+async def opened(given: str, *, pools: bool = False) -> AsyncIterator[AsyncEngine]:
+    """Yield an engine on a URL that has been connected once, so that what goes wrong is told as by ``connected``.
+
+    It ``pools`` connections for those who send many statements.
+    """
     address = Address.read(given)
     engine = create_async_engine(
-        f"postgresql+{address.driver}://", connect_args=connect_arguments(address), poolclass=NullPool
+        f"postgresql+{address.driver}://",
+        connect_args=connect_arguments(address),
+        poolclass=AsyncAdaptedQueuePool if pools else NullPool,
     )
     try:
         with _explained(address):

@@ -1,0 +1,303 @@
+"""How a verb intervenes: by an id at once, or by filters, which make a plan that a person sees before it is done.
+
+A plan names sagas at their versions. What has changed since is left alone, and reported; nothing else is touched.
+"""
+
+import abc
+import argparse
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+from uuid import UUID
+
+from saga_store.cli import sagas_shown
+from saga_store.cli.blocks import Block, Column, Line, Row, Table, Verbatim, cell, line
+from saga_store.cli.console import Console, warn, write
+from saga_store.cli.exits import Exit
+from saga_store.cli.output import Output
+from saga_store.cli.saga_filters import UnknownIdError, is_filtered, only_saga, query, zone_of
+from saga_store.cli.saga_run import tell, with_storage
+from saga_store.errors import (
+    InvalidSagaDataError,
+    SagaConcurrencyError,
+    SagaNotFoundError,
+    SchemaError,
+    StorageUnavailableError,
+    UnknownOutcomeError,
+)
+from saga_store.inspection import SagaPage, SagaQuery, SagaSummary
+from saga_store.model import UNFINISHED
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.validation import valid_count, valid_name, valid_text
+
+_PAGE = 1000
+# What is known by these was refused for what the saga has become; all else is about what was given.
+_ABOUT_THE_SAGA = {"saga_id", "entry_id"}
+_KINDS = {"done": "good", "changed": "warning", "refused": "warning", "unknown": "bad", "failed": "bad"}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What is to be done: to which saga, which is None if its row can't be read, and to which of its entries."""
+
+    saga_id: UUID
+    saga: SagaSummary | None = None
+    entry_id: int | None = None
+    what: str = ""
+    expected_version: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        saga = self.saga
+        facts: dict[str, Any] = {"saga_id": str(self.saga_id), "name": saga and saga.name}
+        facts |= {"version": saga and saga.version, "status": saga and saga.status.value}
+        facts |= {"condition": saga and saga.condition.value}
+        return facts if self.entry_id is None else facts | {"entry_id": self.entry_id}
+
+
+class Deed(abc.ABC):
+    """What a verb does to one saga, and to which it makes sense to do it."""
+
+    verb: ClassVar[str]
+    asks: ClassVar[str]
+    """The question, with a place for how many."""
+    done: ClassVar[str]
+    needs_saga: ClassVar[bool] = False
+    """Whether it can't be done to a saga whose row can't be read."""
+
+    def narrowed(self, asked: SagaQuery) -> SagaQuery:
+        """Return the query for those sagas only to which it can be done."""
+        return asked if asked.statuses or asked.conditions else replace(asked, statuses=UNFINISHED)
+
+    def refusal(self, saga: SagaSummary) -> str | None:
+        """Return why it makes no sense."""
+        return None if saga.status in UNFINISHED else f"{saga.status} already"
+
+    async def plan(self, storage: SqlAlchemySagaStorage, saga: SagaSummary, given: argparse.Namespace) -> Planned | str:
+        """Return what is to be done, or why nothing can be."""
+        del storage, given
+        return Planned(saga.id, saga)
+
+    @abc.abstractmethod
+    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None: ...
+
+    def facts(self, given: argparse.Namespace) -> dict[str, Any]:
+        """Return what a machine is told besides which saga it was done to."""
+        del given
+        return {}
+
+    def described(self, planned: Planned, given: argparse.Namespace) -> str:
+        """Return what was done to one saga, or would be."""
+        if not given.dry_run:
+            return f"{self.done}: saga {planned.saga_id}"
+        asks = self.asks.format(f"saga {planned.saga_id}")
+        return f"would {asks[0].lower()}{asks[1:]}"
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is to be done, why some of what was asked for is left out, and what the pages said that it was made from."""
+
+    planned: list[Planned] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[Line | Verbatim] = field(default_factory=list)
+
+    def blocks(self, given: argparse.Namespace) -> list[Block]:
+        sagas = [planned.saga for planned in self.planned if planned.saga]
+        blocks: list[Block] = [sagas_shown.sagas(sagas, zone_of(given)), line()] if sagas else []
+        blocks += [line(cell(f"{count} left out: {why}", "dim")) for why, count in self.left_out.items()]
+        return [*blocks, *self.notes]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of it: done, changed (since the plan), refused, unknown, failed, or not tried."""
+
+    planned: Planned
+    outcome: str
+    message: str | None = None
+
+
+class Intervene:
+    """The verb of a deed."""
+
+    def __init__(self, deed: Deed) -> None:
+        self._deed = deed
+
+    def __call__(self, given: argparse.Namespace, console: Console) -> int:
+        return tell(console, lambda: self._run(given, Output(given, console)))
+
+    def _run(self, given: argparse.Namespace, output: Output) -> Exit:
+        valid_name("by", given.by)
+        if not valid_text("reason", given.reason).strip():
+            raise InvalidSagaDataError("reason", "must not be empty; whoever reads the history will ask")
+        valid_count("max", given.max)
+        if given.id is not None:
+            if is_filtered(given, but_step=self._deed.needs_saga):
+                raise InvalidSagaDataError("id", "and filters can't be given both: name one saga, or say which sagas")
+            return asyncio.run(with_storage(self._one, given, output, writes=True))
+        if not is_filtered(given):
+            raise InvalidSagaDataError(
+                "id", f"or a filter must be given, or this would {self._deed.verb} every saga; see --help"
+            )
+        if given.expected_version is not None or getattr(given, "entry", None) is not None:
+            raise InvalidSagaDataError("id", "must be given with --expected-version or --entry, which are one saga's")
+        return self._several(given, output)
+
+    async def _one(self, storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+        console = output.console
+        found = await self._find(storage, given)
+        if isinstance(found, str):
+            return console.fail(ValueError(found), Exit.REFUSED)
+        planned = replace(found, expected_version=given.expected_version)
+        if not given.dry_run:
+            try:
+                await self._deed.do(storage, planned, given)
+            except SagaConcurrencyError as exc:
+                return console.fail(exc, Exit.REFUSED)
+            except InvalidSagaDataError as exc:
+                return console.fail(exc, Exit.REFUSED if exc.field in _ABOUT_THE_SAGA else Exit.USAGE)
+        done = self._deed.described(planned, given)
+        facts = planned.facts() | {"outcome": "planned" if given.dry_run else "done"} | self._deed.facts(given)
+        output.done([line(done)], facts)
+        return Exit.DONE
+
+    async def _find(self, storage: SqlAlchemySagaStorage, given: argparse.Namespace) -> Planned | str:
+        try:
+            saga, _ = await only_saga(storage, given)
+        except UnknownIdError as exc:
+            if exc.unreadable is None or self._deed.needs_saga:
+                raise
+            return Planned(exc.unreadable)
+        found = self._deed.refusal(saga) or await self._deed.plan(storage, saga, given)
+        return f"saga {saga.id}: {found}" if isinstance(found, str) else found
+
+    def _several(self, given: argparse.Namespace, output: Output) -> Exit:
+        plan = asyncio.run(with_storage(self._plan, given, output))
+        count = len(plan.planned)
+        if count > given.max:
+            refusal = (
+                f"more than {given.max} sagas are asked for, so nothing was written: narrow the filters, or say --max"
+            )
+            return output.console.fail(ValueError(refusal), Exit.REFUSED)
+        planned = [each.facts() for each in plan.planned]
+        facts = {"plan": planned, "count": count, "left_out": dict(plan.left_out)}
+        if not count or given.dry_run:
+            said = f"{self._asks(count)}: not done, for this is a dry run" if count else "nothing to do"
+            output.done([*plan.blocks(given), line(cell(said, "strong"))], facts, planned)
+            return Exit.DONE
+        if not given.yes and (refused := self._refused(plan, given, output)):
+            return refused
+        return asyncio.run(with_storage(lambda *with_: self._act(plan, *with_), given, output, writes=True))
+
+    async def _plan(self, storage: SqlAlchemySagaStorage, given: argparse.Namespace, _: Output) -> Plan:
+        asked, plan = self._deed.narrowed(query(given)), Plan()
+        page: SagaPage | None = None
+        while page is None or (page.after is not None and len(plan.planned) <= given.max):
+            page = await storage.find_sagas(asked, limit=_PAGE, after=page.after if page else None)
+            for saga in page.sagas:
+                planned = self._deed.refusal(saga) or await self._deed.plan(storage, saga, given)
+                if isinstance(planned, str):
+                    plan.left_out[planned.partition("\n")[0]] += 1
+                else:
+                    plan.planned.append(replace(planned, expected_version=saga.version))
+            plan.left_out["a row that can't be read"] += len(page.unreadable)
+        plan.left_out = +plan.left_out
+        plan.notes = sagas_shown.notes(replace(page, after=None, unreadable=()), zone_of(given))
+        return plan
+
+    def _refused(self, plan: Plan, given: argparse.Namespace, output: Output) -> Exit | None:
+        """Show the plan and ask; return how it ends if the answer isn't yes."""
+        count = len(plan.planned)
+        asks = sys.stdin is not None and sys.stdin.isatty() and output.on_terminal
+        if not output.for_machines:
+            output.found(plan.blocks(given), {})
+        if not asks:
+            refusal = (
+                f"{_sagas(count)} would be written to, and there is nobody to ask: look at --dry-run, then say --yes"
+            )
+            return output.console.fail(ValueError(refusal), Exit.REFUSED)
+        write(sys.stderr, f"{self._asks(count)}? [y/N] ")
+        if sys.stdin.readline().strip().lower() in {"y", "yes"}:
+            return None
+        warn("nothing was written")
+        return Exit.REFUSED
+
+    def _asks(self, count: int) -> str:
+        return self._deed.asks.format(_sagas(count))
+
+    async def _act(self, plan: Plan, storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+        results: list[Result] = []
+        try:
+            for planned in plan.planned:
+                results.append(await self._do(storage, planned, given))
+                if results[-1].outcome in {"unknown", "failed"}:
+                    break  # the next ones would fare no better
+        except asyncio.CancelledError:
+            results.append(Result(plan.planned[len(results)], "unknown", "interrupted while it was written"))
+            self._report(plan, results, given, output)
+            raise
+        except (StorageUnavailableError, SchemaError) as exc:
+            if not any(result.outcome == "done" for result in results):
+                raise
+            results.append(Result(plan.planned[len(results)], "failed", str(exc)))
+        return self._report(plan, results, given, output)
+
+    async def _do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> Result:
+        try:
+            await self._deed.do(storage, planned, given)
+        except SagaConcurrencyError as exc:
+            return Result(planned, "changed", f"is at version {exc.actual}, was at {exc.expected} when it was planned")
+        except SagaNotFoundError:
+            return Result(planned, "changed", "isn't there any more")
+        except InvalidSagaDataError as exc:
+            if exc.field not in _ABOUT_THE_SAGA:
+                raise
+            return Result(planned, "refused", str(exc))
+        except UnknownOutcomeError as exc:
+            return Result(planned, "unknown", str(exc))
+        return Result(planned, "done")
+
+    def _report(self, plan: Plan, results: list[Result], given: argparse.Namespace, output: Output) -> Exit:
+        results += [Result(planned, "not tried") for planned in plan.planned[len(results) :]]
+        counts = Counter(result.outcome for result in results)
+        facts = [
+            {**result.planned.facts(), **self._deed.facts(given), "outcome": result.outcome, "message": result.message}
+            for result in results
+        ]
+        others = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if outcome != "done")
+        summary = f"{counts['done']} of {_sagas(len(results))}: {self._deed.done}" + (f"; {others}" if others else "")
+        blocks: list[Block] = [_table(results), line(), line(cell(summary, "strong" if not others else "warning"))]
+        output.done(blocks, {"results": facts, "counts": dict(counts)}, facts)
+        if counts["done"] == len(results):
+            return Exit.DONE
+        return Exit.PARTLY if counts["done"] or counts["unknown"] else Exit.REFUSED
+
+
+def _table(results: Sequence[Result]) -> Table:
+    columns = (
+        Column("ID", least=8),
+        Column("NAME", least=10, wraps=True),
+        Column("OUTCOME", least=9),
+        Column("", least=20, wraps=True),
+    )
+    return Table(columns, tuple(_rows(results)))
+
+
+def _rows(results: Sequence[Result]) -> Iterator[Row]:
+    for result in results:
+        saga = result.planned.saga
+        yield Row(
+            (
+                cell(result.planned.saga_id.hex[:8], "strong"),
+                cell(saga.name if saga else ""),
+                cell(result.outcome, _KINDS.get(result.outcome, "dim")),
+                cell(result.message or "", "dim"),
+            )
+        )
+
+
+def _sagas(count: int) -> str:
+    return "1 saga" if count == 1 else f"{count} sagas"

@@ -1,0 +1,130 @@
+"""The verbs with which a person intervenes: saga retry, give-up, break-lease, settle."""
+
+import argparse
+import getpass
+import os
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from saga_store.cli.output import add_options
+from saga_store.cli.saga_filters import ID_HELP, add_filters, add_judging, add_zone
+from saga_store.cli.saga_intervention import Deed, Intervene, Planned
+from saga_store.cli.sagas_shown import entry_as_text
+from saga_store.cli.verbs import Verbs
+from saga_store.inspection import SagaQuery, SagaSummary, in_doubt
+from saga_store.model import SagaStepStatus
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+
+_MOST = 1000
+_ENDS = (SagaStepStatus.COMPLETED, SagaStepStatus.FAILED, SagaStepStatus.COMPENSATED)
+
+
+def register(saga: Verbs) -> None:
+    for deed, summary in (
+        (Retry(), "Set recovery attempts to zero, so that workers take the sagas again."),
+        (GiveUp(), "Make unfinished sagas FAILED, whoever works on them."),
+        (BreakLease(), "Take sagas from whoever holds their leases."),
+        (Settle(), "Say how a step in doubt ended."),
+    ):
+        verb = saga.add(deed.verb, Intervene(deed), summary=summary, database=True)
+        verb.add_argument("id", nargs="?", help=f"{ID_HELP}; or filters in place of it")
+        if isinstance(deed, Settle):
+            verb.add_argument("--entry", type=int, help="the entry in doubt, by its id; if there are several")
+            verb.add_argument("--status", dest="outcome", required=True, choices=[end.value for end in _ENDS])
+            verb.set_defaults(status=[])
+        verb.add_argument("--reason", required=True, help="why; it is recorded")
+        verb.add_argument("--by", default=_user(), help="who decides this (default: the system's user)")
+        verb.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+        verb.add_argument("--yes", action="store_true", help="don't ask")
+        verb.add_argument(
+            "--max", type=int, default=_MOST, metavar="N", help=f"refuse to do it to more sagas than this ({_MOST})"
+        )
+        verb.add_argument(
+            "--expected-version", type=int, metavar="N", help="with an id: only if the saga is still at this version"
+        )
+        add_filters(verb, statuses=not isinstance(deed, Settle))
+        add_judging(verb)
+        add_zone(verb)
+        add_options(verb)
+
+
+def _user() -> str | None:
+    with suppress(OSError, KeyError, ImportError):
+        return getpass.getuser()
+    return os.environ.get("USER")
+
+
+class Retry(Deed):
+    verb, asks, done = "retry", "Set the recovery attempts of {} to zero", "the recovery attempts were set to zero"
+
+    def refusal(self, saga: SagaSummary) -> str | None:
+        return super().refusal(saga) or (None if saga.recovery_attempts else "no recovery attempts to set to zero")
+
+    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+        await storage.reset_recovery_attempts(
+            planned.saga_id, by=given.by, reason=given.reason, expected_version=planned.expected_version
+        )
+
+
+class GiveUp(Deed):
+    verb, asks, done = "give-up", "Give up {}", "given up"
+
+    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+        await storage.give_up_saga(
+            planned.saga_id, by=given.by, reason=given.reason, expected_version=planned.expected_version
+        )
+
+
+class BreakLease(Deed):
+    verb, asks, done = "break-lease", "Break the lease of {}", "the lease was broken"
+
+    def refusal(self, saga: SagaSummary) -> str | None:
+        return super().refusal(saga) or (None if saga.lease_owner is not None else "under no lease")
+
+    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+        await storage.break_lease(
+            planned.saga_id, by=given.by, reason=given.reason, expected_version=planned.expected_version
+        )
+
+
+class Settle(Deed):
+    verb, asks, done = "settle", "Settle the step in doubt of {}", "settled"
+    needs_saga = True
+
+    def narrowed(self, query: SagaQuery) -> SagaQuery:
+        return replace(query, in_doubt=True)
+
+    def refusal(self, saga: SagaSummary) -> str | None:
+        del saga  # its history has to tell
+        return None
+
+    async def plan(self, storage: SqlAlchemySagaStorage, saga: SagaSummary, given: argparse.Namespace) -> Planned | str:
+        history = await storage.get_recent_history(saga.id)
+        doubts = [entry for entry in in_doubt(history.entries) if given.step in {None, entry.step_name}]
+        if given.entry is not None:
+            doubts = [entry for entry in doubts if entry.id == given.entry]
+            if not doubts and history.left_out:  # it may be an older one; the storage knows
+                return Planned(saga.id, saga, entry_id=given.entry, what=f"entry {given.entry}")
+        if len(doubts) != 1:
+            problem = "several steps are in doubt; say which by --entry" if doubts else "no such step is in doubt"
+            return "\n".join([problem, *map(entry_as_text, doubts)])
+        [entry] = doubts
+        return Planned(saga.id, saga, entry_id=entry.id, what=entry_as_text(entry))
+
+    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+        await storage.settle_step(
+            planned.saga_id,
+            planned.entry_id or 0,
+            SagaStepStatus(given.outcome),
+            by=given.by,
+            reason=given.reason,
+            expected_version=planned.expected_version,
+        )
+
+    def facts(self, given: argparse.Namespace) -> dict[str, Any]:
+        return {"status": given.outcome, "settled": not given.dry_run}
+
+    def described(self, planned: Planned, given: argparse.Namespace) -> str:
+        verb = "would settle" if given.dry_run else "settled"
+        return f"{verb} {planned.what} of saga {planned.saga_id} as {given.outcome}"

@@ -1,0 +1,409 @@
+"""The verbs with which a person intervenes: on one saga, on those of a plan, and on one that a worker is at."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from saga_store import Checkpoint, LogStep, SagaStatus, SagaStepStatus
+from saga_store.cli import main
+from saga_store.cli.exits import Exit
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from tests.databases import Database
+from tests.terminal import Terminal
+
+ROOT = Path(__file__).parent.parent
+WHY = ("--reason", "ticket 7", "--by", "alice")
+STARTED = LogStep("pay", "act", SagaStepStatus.STARTED)
+
+Command: TypeAlias = Callable[..., tuple[int, str, str]]
+Make: TypeAlias = Callable[..., list[UUID]]
+
+
+@pytest.fixture
+def make(database: Database) -> Make:
+    """Make sagas alike, the oldest first, by checkpoints; ``leased`` to worker-1."""
+
+    def make(count: int, name: str = "order", *, leased: bool = False, **checkpoint: Any) -> list[UUID]:  # noqa: ANN401 - of a checkpoint
+        async def work() -> list[UUID]:
+            engine = create_async_engine(database.url("psycopg"), poolclass=NullPool)
+            storage = SqlAlchemySagaStorage(engine)
+            ids = [uuid4() for _ in range(count)]
+            for saga_id in ids:
+                await storage.save(Checkpoint(saga_id, name=name, **({"status": SagaStatus.RUNNING} | checkpoint)))
+            if leased:
+                claimed = await storage.claim_sagas(
+                    owner="worker-1", lease=timedelta(hours=1), limit=count, stale_after=timedelta(0), name=name
+                )
+                assert len(claimed) == count
+            await engine.dispose()
+            return ids
+
+        return asyncio.run(work())
+
+    return make
+
+
+@pytest.fixture
+def command(database: Database, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setenv("DATABASE_URL", database.url())
+
+    def run(verb: str, *arguments: str) -> tuple[int, str, str]:
+        code = main(["saga", verb, *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@contextmanager
+def process(database: Database, *arguments: str) -> "Iterator[subprocess.Popen[str]]":
+    """Run the command as a process of its own."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-m", "saga_store", "saga", *arguments],
+        env=os.environ | {"DATABASE_URL": database.url()},
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # Ctrl-C means it, whatever the tests themselves were started with.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no threads here
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def rows(admin: psycopg.Connection) -> dict[UUID, tuple[str, int, int, str | None]]:
+    query = "SELECT id, status, version, recovery_attempts, lease_owner FROM saga_executions"
+    return {saga_id: (status, *rest) for saga_id, status, *rest in admin.execute(query).fetchall()}
+
+
+def statuses(admin: psycopg.Connection, ids: list[UUID]) -> list[str]:
+    found = rows(admin)
+    return [found[saga_id][0] for saga_id in ids]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class TestOneSaga:
+    @pytest.mark.parametrize(
+        ("verb", "after"),
+        [
+            ("retry", ("RUNNING", 0, "worker-1")),
+            ("give-up", ("FAILED", 1, None)),
+            ("break-lease", ("RUNNING", 1, None)),
+        ],
+    )
+    def test_it_is_done_at_once(
+        self, command: Command, make: Make, admin: psycopg.Connection, verb: str, after: tuple[str, int, str | None]
+    ) -> None:
+        """By the first digits of its id; a dry run says so and writes nothing; who and why are recorded."""
+        [saga_id] = make(1, leased=True)
+        before = rows(admin)
+        code, out, _ = command(verb, saga_id.hex[:8], *WHY, "--dry-run")
+        assert (code, out[:6], rows(admin)) == (Exit.DONE, "would ", before)
+        code, out, _ = command(verb, saga_id.hex[:8], *WHY, "--json")
+        done = json.loads(out)
+        assert (code, done["saga_id"], done["outcome"]) == (Exit.DONE, str(saga_id), "done")
+        status, version, *rest = rows(admin)[saga_id]
+        assert (status, *rest) == after
+        assert version == before[saga_id][1] + 1
+        _, out, _ = command("interventions", "--json")
+        [act] = json.loads(out)["interventions"]
+        assert (act["by"], act["reason"], act["before"]["lease_owner"]) == ("alice", "ticket 7", "worker-1")
+
+    @pytest.mark.parametrize(
+        ("verb", "said"),
+        [("retry", "FAILED already"), ("give-up", "FAILED already"), ("break-lease", "FAILED already")],
+    )
+    def test_what_makes_no_sense_is_refused(
+        self, command: Command, make: Make, admin: psycopg.Connection, verb: str, said: str
+    ) -> None:
+        """A finished saga is left as it is, and that is exit code 8."""
+        [saga_id] = make(1, status=SagaStatus.FAILED)
+        before = rows(admin)
+        code, out, err = command(verb, str(saga_id), *WHY)
+        assert (code, out, rows(admin)) == (Exit.REFUSED, "", before)
+        assert said in err
+        assert err.count("\n") == 1
+
+    def test_an_expected_version(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """If it is at another one the saga is left alone."""
+        [saga_id] = make(1)
+        code, _, err = command("give-up", str(saga_id), *WHY, "--expected-version", "7")
+        assert (code, statuses(admin, [saga_id])) == (Exit.REFUSED, ["RUNNING"])
+        assert "at version 1, not at the expected version 7" in err
+        assert command("give-up", str(saga_id), *WHY, "--expected-version", "1")[0] == Exit.DONE
+
+    def test_a_broken_row(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """A saga whose row can't be read can be given up."""
+        [saga_id] = make(1)
+        admin.execute("UPDATE saga_executions SET created_at = '-infinity'")
+        assert command("show", str(saga_id))[0] == Exit.FAILED
+        assert command("give-up", str(saga_id), *WHY)[0] == Exit.DONE
+        assert statuses(admin, [saga_id]) == ["FAILED"]
+
+    def test_an_ambiguous_id(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """Of an id that several sagas' begin with all are listed, and nothing is done."""
+        make(2)
+        admin.execute("UPDATE saga_executions SET id = CAST('aaaaaaaa' || substr(CAST(id AS text), 9) AS uuid)")
+        code, out, err = command("give-up", "aaaaaaaa", *WHY)
+        assert (code, out) == (Exit.FAILED, "")
+        assert all(str(saga_id) in err for saga_id in rows(admin))
+        assert err.count("\n") == 1
+
+
+class TestWrongUsage:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ((), "a filter must be given"),
+            (("--yes",), "a filter must be given"),
+            (("--stale-after", "1h", "--yes"), "a filter must be given"),
+            (("", "--yes"), "first 8 digits"),
+            (("0123456789", "--name", "order"), "can't be given both"),
+            (("--name", "order", "--expected-version", "1"), "one saga's"),
+            (("--name", "", "--yes"), "name"),
+            (("--name", "order", "--max", "-1", "--yes"), "max"),
+            (("--name", "order", "--created-after", "9999-12-31T23:59:59-12:00", "--yes"), "created_after"),
+        ],
+    )
+    def test_which_sagas(
+        self, command: Command, make: Make, admin: psycopg.Connection, arguments: tuple[str, ...], said: str
+    ) -> None:
+        """Neither every saga nor none is meant by mistake: one line, exit code 2, and nothing is written."""
+        ids = make(2)
+        code, out, err = command("give-up", *arguments, *WHY)
+        assert (code, out, statuses(admin, ids)) == (Exit.USAGE, "", ["RUNNING"] * 2)
+        assert said in err
+        assert err.count("\n") == 1
+
+    @pytest.mark.parametrize("who", [("--reason", ""), ("--reason", " "), ("--reason", "x", "--by", "")])
+    def test_who_and_why(self, command: Command, make: Make, admin: psycopg.Connection, who: tuple[str, ...]) -> None:
+        """Nobody intervenes without a reason and a name."""
+        ids = make(1)
+        code, _, err = command("give-up", str(ids[0]), *who)
+        assert (code, err.count("\n"), statuses(admin, ids)) == (Exit.USAGE, 1, ["RUNNING"])
+
+    def test_a_reason_has_to_be_given(self, command: Command) -> None:
+        """As argparse has it."""
+        with pytest.raises(SystemExit) as end:
+            command("retry", "01234567")
+        assert end.value.code == Exit.USAGE
+
+
+class TestPlans:
+    def test_those_of_the_plan_and_no_others(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """What the filters find, as a dry run shows it, is done; results come per saga."""
+        mine, others = make(3), make(2, "refund")
+        code, out, _ = command("give-up", "--name", "order", *WHY, "--dry-run", "--json")
+        plan = json.loads(out)
+        assert (code, plan["count"]) == (Exit.DONE, 3)
+        assert {(one["saga_id"], one["version"]) for one in plan["plan"]} == {(str(saga_id), 1) for saga_id in mine}
+        assert statuses(admin, mine) == ["RUNNING"] * 3
+        code, out, _ = command("give-up", "--name", "order", *WHY, "--yes", "--json")
+        results = json.loads(out)["results"]
+        assert code == Exit.DONE
+        assert {(one["saga_id"], one["outcome"]) for one in results} == {(str(saga_id), "done") for saga_id in mine}
+        assert statuses(admin, mine + others) == ["FAILED"] * 3 + ["RUNNING"] * 2
+        code, out, _ = command("give-up", "--name", "order", *WHY, "--yes")
+        assert (code, out.splitlines()[-1]) == (Exit.DONE, "nothing to do")
+
+    def test_a_line_for_each(self, command: Command, make: Make) -> None:
+        """With --ndjson a plan and its results come in lines."""
+        ids = {str(saga_id) for saga_id in make(3, recovery_attempts=5)}
+        for options in (("--dry-run",), ("--yes",)):
+            _, out, _ = command("retry", "--condition", "exhausted", *WHY, *options, "--ndjson")
+            assert {json.loads(each)["saga_id"] for each in out.splitlines()} == ids
+
+    def test_nobody_to_ask(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """Where no person can answer nothing is written, and what to do is said."""
+        ids = make(2)
+        code, out, err = command("give-up", "--name", "order", *WHY)
+        assert (code, statuses(admin, ids)) == (Exit.REFUSED, ["RUNNING"] * 2)
+        assert ids[0].hex[:8] in out
+        assert "2 sagas would be written to, and there is nobody to ask: look at --dry-run, then say --yes" in err
+        code, out, _ = command("give-up", "--name", "order", *WHY, "--json")
+        assert (code, json.loads(out)["exit_code"]) == (Exit.REFUSED, Exit.REFUSED)
+
+    def test_more_than_was_thought(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """A plan of more sagas than --max is refused whole."""
+        ids = make(3)
+        code, out, err = command("give-up", "--name", "order", *WHY, "--yes", "--max", "2")
+        assert (code, out, statuses(admin, ids)) == (Exit.REFUSED, "", ["RUNNING"] * 3)
+        assert "more than 2 sagas" in err
+        assert command("give-up", "--name", "order", *WHY, "--yes", "--max", "3")[0] == Exit.DONE
+
+    def test_what_makes_no_sense_is_left_out(self, command: Command, make: Make) -> None:
+        """Sagas that can't be done this to are no part of the plan; how many, and why, is said."""
+        make(2)
+        make(1, recovery_attempts=3)
+        make(1, status=SagaStatus.COMPLETED)
+        _, out, _ = command("retry", "--name", "order", *WHY, "--dry-run", "--json")
+        plan = json.loads(out)
+        assert (plan["count"], plan["left_out"]) == (1, {"no recovery attempts to set to zero": 2})
+        _, out, _ = command("break-lease", "--name", "order", *WHY, "--dry-run")
+        assert "3 left out: under no lease" in out
+
+    def test_settling_several(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """The step in doubt of each saga is settled; where there are several, that saga is left out."""
+        ids = make(2, steps=[STARTED])
+        make(1, steps=[STARTED, LogStep("ship", "act", SagaStepStatus.STARTED)])
+        code, out, _ = command("settle", "--name", "order", "--status", "FAILED", *WHY, "--yes", "--json")
+        assert code == Exit.DONE
+        assert {one["saga_id"] for one in json.loads(out)["results"]} == set(map(str, ids))
+        ended = "SELECT saga_id FROM saga_logs WHERE step_name = 'pay' AND status = 'FAILED'"
+        assert {saga_id for (saga_id,) in admin.execute(ended)} == set(ids)
+
+    def test_one_that_changes_after_the_plan(self, database: Database, make: Make, admin: psycopg.Connection) -> None:
+        """It is left alone and reported, the others are done: exit code 9."""
+        ids = make(3)
+        with psycopg.connect(database.url()) as worker:
+            # The plan sees what is committed; the write comes after the worker's.
+            worker.execute("UPDATE saga_executions SET version = version + 1 WHERE id = %s", [ids[0]])
+            with process(database, "give-up", "--name", "order", *WHY, "--yes", "--json") as running:
+                wait_until(lambda: statuses(admin, ids[1:]) == ["FAILED"] * 2)
+                worker.commit()
+                out, _ = running.communicate(timeout=60)
+        assert running.returncode == Exit.PARTLY
+        outcomes = {one["saga_id"]: one["outcome"] for one in json.loads(out)["results"]}
+        assert outcomes == {str(ids[0]): "changed", str(ids[1]): "done", str(ids[2]): "done"}
+        assert rows(admin)[ids[0]] == ("RUNNING", 2, 0, None)
+
+    def test_ctrl_c_in_the_middle(self, database: Database, make: Make, admin: psycopg.Connection) -> None:
+        """What was done is told, and of what was under way that nobody knows: exit code 130."""
+        ids = make(3)
+        with psycopg.connect(database.url()) as worker:
+            worker.execute("SELECT FROM saga_executions WHERE id = %s FOR UPDATE", [ids[1]])
+            with process(database, "give-up", "--name", "order", *WHY, "--yes", "--json") as running:
+                wait_until(lambda: statuses(admin, ids[2:]) == ["FAILED"])
+                running.send_signal(signal.SIGINT)
+                out, err = running.communicate(timeout=60)
+        assert (running.returncode, "Traceback" in err) == (Exit.INTERRUPTED, False)
+        outcomes = [(one["saga_id"], one["outcome"]) for one in json.loads(out)["results"]]
+        assert outcomes == [(str(ids[2]), "done"), (str(ids[1]), "unknown"), (str(ids[0]), "not tried")]
+        assert statuses(admin, ids) == ["RUNNING", "RUNNING", "FAILED"]
+
+
+class TestAsking:
+    def test_between_the_question_and_the_answer(
+        self, database: Database, make: Make, admin: psycopg.Connection
+    ) -> None:
+        """A person sees the plan; what changes before they say yes is left alone, and what comes isn't touched."""
+        ids = make(2)
+        url = database.url()
+        with Terminal.running("saga", "give-up", "--name", "order", *WHY, "--url", url, columns=80) as terminal:
+            terminal.wait_for("Give up 2 sagas? [y/N]")
+            assert all(saga_id.hex[:8] in terminal.text for saga_id in ids)
+            admin.execute("UPDATE saga_executions SET version = 2, status = 'COMPENSATING' WHERE id = %s", [ids[0]])
+            ids += make(1)
+            terminal.type("y\n")
+            assert terminal.end() == Exit.PARTLY
+        assert "1 of 2 sagas: given up; 1 changed" in terminal.text
+        assert statuses(admin, ids) == ["COMPENSATING", "FAILED", "RUNNING"]
+
+    def test_if_all_have_changed(self, database: Database, make: Make, admin: psycopg.Connection) -> None:
+        """Nothing is written, and that is exit code 8."""
+        [saga_id] = make(1)
+        url = database.url()
+        with Terminal.running("saga", "give-up", "--name", "order", *WHY, "--url", url, columns=60) as terminal:
+            terminal.wait_for("Give up 1 saga? [y/N]")
+            admin.execute("UPDATE saga_executions SET version = 9")
+            terminal.type("yes\n")
+            assert terminal.end() == Exit.REFUSED
+        assert rows(admin)[saga_id] == ("RUNNING", 9, 0, None)
+
+    @pytest.mark.parametrize(("answer", "code"), [("n\n", Exit.REFUSED), ("\x03", Exit.INTERRUPTED)])
+    def test_no(self, database: Database, make: Make, admin: psycopg.Connection, answer: str, code: int) -> None:
+        """Whatever isn't yes is no."""
+        ids = make(2)
+        url = database.url()
+        with Terminal.running("saga", "give-up", "--name", "order", *WHY, "--url", url, columns=60) as terminal:
+            terminal.wait_for("[y/N]")
+            terminal.type(answer)
+            assert terminal.end() == code
+        assert statuses(admin, ids) == ["RUNNING"] * 2
+        assert "Traceback" not in terminal.text
+
+
+@pytest.mark.parametrize("verb", ["settle", "give-up", "break-lease"])
+def test_a_worker_under_a_live_lease_is_fenced(
+    database: Database, make: Make, admin: psycopg.Connection, verb: str
+) -> None:
+    """A process in the middle of a step, its lease alive, is refused when it commits; nothing of it is stored."""
+    [saga_id] = make(1)
+    worker_command = [sys.executable, "-m", "tests.fenced_worker", database.url("asyncpg"), str(saga_id)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(worker_command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as worker:
+        assert worker.stdout
+        assert worker.stdout.readline() == "started\n"
+        held = "SELECT lease_owner, lease_expires_at > now() + interval '30 minutes' FROM saga_executions"
+        assert admin.execute(held).fetchone() == ("worker-1", True)
+        outcome = ("--status", "COMPLETED") if verb == "settle" else ()
+        with process(database, verb, str(saga_id), *outcome, *WHY) as running:
+            out, err = running.communicate(timeout=60)
+        assert running.returncode == Exit.DONE, err
+        assert str(saga_id) in out
+        before = rows(admin)
+        said, _ = worker.communicate("go on\n", timeout=60)
+    assert (said, worker.returncode) == ("refused\n", 0)
+    assert rows(admin) == before
+    assert before[saga_id][0] == ("FAILED" if verb == "give-up" else "RUNNING")
+    assert before[saga_id][3] is None
+    entries = admin.execute("SELECT step_name, status, details FROM saga_logs ORDER BY id").fetchall()
+    assert entries[0] == ("pay", "STARTED", None)
+    assert all("by the worker" not in (details or "") for _, _, details in entries)
+    if verb == "settle":
+        assert [(step, status) for step, status, _ in entries[1:]] == [
+            ("pay", "COMPLETED"),
+            ("saga_store.settle_step", "COMPLETED"),
+        ]
+
+
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+asyncpg"])
+def test_a_role_hears_which_grant_it_lacks(
+    command: Command, make: Make, database: Database, admin: psycopg.Connection, driver: str
+) -> None:
+    """In one line; who runs what it says has what it takes, to look and to intervene."""
+    [saga_id] = make(1)
+    role = f'odd "role" {uuid4().hex[:8]}'
+    admin.execute(SQL("CREATE ROLE {} LOGIN PASSWORD 'secret'").format(Identifier(role)))
+    url = make_url(database.url()).set(drivername=driver, username=role, password="secret")  # noqa: S106 - the test's own
+    where = ("--url", url.render_as_string(hide_password=False))
+    try:
+        admin.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        for verb in (("list",), ("give-up", str(saga_id), *WHY)):
+            code, out, err = command(*verb, *where)
+            assert (code, out, err.count("\n")) == (Exit.FAILED, "", 1)
+            assert "42501" in err
+            assert role in err
+            admin.execute(err[err.index("GRANT ") :].encode())
+            assert command(*verb, *where)[0] == Exit.DONE
+        assert statuses(admin, [saga_id]) == ["FAILED"]
+    finally:
+        admin.execute(SQL("DROP OWNED BY {}").format(Identifier(role)))
+        admin.execute(SQL("DROP ROLE {}").format(Identifier(role)))
