@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql houses setup demo bench bench-migrations bench-views fmt check test whole crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
+.PHONY: help sql screens houses setup demo bench bench-migrations bench-views fmt check test whole crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ migrations: $(READY) ## run the migrations up, down and up again, and compare wh
 
 sql: $(READY) ## write down the SQL that is sent, as tests/sql/*.sql
 	SAGA_STORE_WRITE_SQL=1 $(BIN)/pytest -n0 -q tests/test_sql.py
+
+screens: $(READY) ## write down what the command shows in a terminal, as tests/screens/*.txt
+	SAGA_STORE_WRITE_SCREENS=1 $(BIN)/pytest -n0 -q -p no:randomly tests/test_terminal.py
 
 houses: $(READY) ## run the tests of other people's houses in full: settings, sessions, pools, loops, codecs, roles, schemas
 	SAGA_STORE_TEST_HOUSES=complete $(PYTEST) tests/houses $(ARGS)

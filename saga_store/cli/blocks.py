@@ -174,7 +174,7 @@ def _widen(widths: list[int], wanted: Sequence[int], kept: Sequence[int], left: 
 
 
 def as_text(blocks: Sequence[Block], room: int | None) -> str:
-    """Return blocks as plain text; no line of a table is longer than ``room``, if there is an end to it."""
+    """Return blocks as plain text; no row of a table is longer than ``room``, if there is an end to it."""
     lines: list[str] = []
     for block in blocks:
         match block:
@@ -183,27 +183,27 @@ def as_text(blocks: Sequence[Block], room: int | None) -> str:
             case Line(cells, indent):
                 lines.append(" " * indent + " ".join(each.whole for each in cells))
             case Table():
-                lines += (one if room is None else cut(one, room) for one in _rows(block))
+                lines += _rows(block, room)
     return "\n".join(one.rstrip() for one in lines)
 
 
-def _rows(table: Table) -> list[str]:
-    kept = [
-        index for index in range(len(table.columns)) if not any(isinstance(r.cells[index], Bar) for r in table.rows)
-    ]
-    widths = table.natural_widths()
+def _rows(table: Table, room: int | None) -> list[str]:
+    drawn = {index for row in table.rows for index, found in enumerate(row.cells) if isinstance(found, Bar)}
+    fitting = list(enumerate(table.natural_widths())) if room is None else fit(table, room)
+    columns = [(index, wide) for index, wide in fitting if index not in drawn]
 
-    def row(texts: Sequence[str]) -> str:
+    def row(cells: Sequence[Cell]) -> str:
         padded = []
-        for index, text in zip(kept, texts, strict=True):
-            blanks = " " * (widths[index] - width(text))
+        for (index, wide), one in zip(columns, cells, strict=True):
+            text = cut(one.whole if one.short is None or width(one.whole) <= wide else one.short, wide)
+            blanks = " " * (wide - width(text))
             padded.append(blanks + text if table.columns[index].right else text + blanks)
         return (" " * GAP).join(padded)
 
-    lines = [row([table.columns[index].head for index in kept])] if any(one.head for one in table.columns) else []
+    lines = [row([Cell(table.columns[index].head) for index, _ in columns])]
     for each in table.rows:
-        cells = [found for index in kept if isinstance(found := each.cells[index], Cell)]
-        lines.append(row([one.whole for one in cells]))
+        lines.append(row([found for index, _ in columns if isinstance(found := each.cells[index], Cell)]))
         if each.below is not None:
-            lines.append(f"    {each.below.whole}")
+            below = f"    {each.below.whole}"
+            lines.append(below if room is None else cut(below, room))
     return lines
