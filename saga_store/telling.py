@@ -3,6 +3,7 @@
 Whatever a name, an owner or an error holds, every text that comes from here is ``visible``.
 """
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,6 +55,35 @@ def instant(moment: datetime, now: datetime, zone: tzinfo | None = UTC) -> str:
     """Return the time of day, and the date before it unless that is today; None is the local zone."""
     there, today = moment.astimezone(zone), now.astimezone(zone).date()
     return there.strftime("%H:%M:%S" if there.date() == today else "%Y-%m-%d %H:%M:%S")
+
+
+_NAMES = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def read_duration(text: str) -> timedelta:
+    """Read a duration as a person writes it, such as ``90s`` or ``7d``; ValueError says how it is written."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", text, re.ASCII)
+    if not found:
+        raise ValueError(f"{text!r:.60} is no duration; write it like 90s, 10m, 2h or 7d")
+    try:
+        return timedelta(**{_NAMES[found[2]]: float(found[1])})
+    except OverflowError:
+        raise ValueError(f"{text!r:.60} is too long; the longest is 999999999d") from None
+
+
+def read_moment(text: str, now: datetime) -> datetime:
+    """Read a time as a person writes it: ISO 8601, in UTC unless it says otherwise, or how long ago it was."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return now - read_duration(text)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text!r:.60} is no time; write it like 2026-11-26T03:00, or how long ago, like 2h or 7d"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

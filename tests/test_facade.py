@@ -156,6 +156,7 @@ ALLOWED = {
     "adoption": {"adoption", "schema", "migrations", "sqlalchemy", "model"},
     # The command is on top of all else, and nothing imports it.
     "retention": {"retention", "retention_model", "interface", "sqlalchemy", "validation", "model", "errors"},
+    "web": {"web", "telemetry", "telling", "inspection", "interface", "model", "errors"},
     "telemetry": {"telemetry", "inspection", "interface", "validation", "errors"},
     "cli": {
         "cli",
@@ -170,6 +171,7 @@ ALLOWED = {
         "retention",
         "retention_model",
         "telemetry",
+        "web",
         "model",
         "errors",
     },

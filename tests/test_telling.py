@@ -30,6 +30,8 @@ from saga_store.telling import (
     instant,
     lanes,
     outcome,
+    read_duration,
+    read_moment,
     stretches,
     verdict,
 )
@@ -299,3 +301,30 @@ async def test_of_a_storage() -> None:
 
 def _arguments(step: LogStep) -> tuple[str, StepAction, SagaStepStatus]:
     return step.step_name, step.action, step.status
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        ("written", "seconds"),
+        [("90s", 90), ("10m", 600), ("2h", 7200), ("7d", 604_800), ("45", 45), ("1.5m", 90), ("0", 0)],
+    )
+    def test_durations(self, written: str, seconds: float) -> None:
+        """A duration is written with its unit; without one it is in seconds."""
+        assert read_duration(written) == timedelta(seconds=seconds)
+        assert read_moment(written, NOW) == NOW - timedelta(seconds=seconds)
+
+    @pytest.mark.parametrize(
+        "written", ["", "-1s", "1w", "soon", "1e3", "\N{ARABIC-INDIC DIGIT THREE}s", "1 h", "9" * 10]
+    )
+    def test_what_is_no_duration(self, written: str) -> None:
+        """Anything else is refused, with how it is written."""
+        with pytest.raises(ValueError, match="is no duration; write it like 90s"):
+            read_duration(written)
+
+    def test_moments(self) -> None:
+        """A time is ISO 8601, in UTC unless it says otherwise; what can't be one is refused."""
+        assert read_moment("2026-11-26T03:00", NOW) == datetime(2026, 11, 26, 3, tzinfo=UTC)
+        assert read_moment("2026-11-26T03:00+02:00", NOW) == datetime(2026, 11, 26, 1, tzinfo=UTC)
+        for written in ("yesterday", "999999999d", "0001-01-01T00:00+14:00", ""):
+            with pytest.raises(ValueError, match="is no time; write it like"):
+                read_moment(written, NOW)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from saga_store.cli import adopt, grants, metrics, migrate, saga
+from saga_store.cli import adopt, grants, metrics, migrate, saga, web
 from saga_store.cli.console import Console, UnprintableError, close, warn, write
 from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Verbs
@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
         write(sys.stdout if is_asked_for else sys.stderr, message)
 
 
-REGISTERED = (migrate.register, adopt.register, grants.register, saga.register, metrics.register)
+REGISTERED = (migrate.register, adopt.register, grants.register, saga.register, metrics.register, web.register)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

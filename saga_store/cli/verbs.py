@@ -1,16 +1,15 @@
 """How a verb is added to the command."""
 
 import argparse
-import re
 from collections.abc import Callable
 from datetime import timedelta
 
 from saga_store.cli.console import Console
 from saga_store.grants import check_schema
 from saga_store.schema.settings import LOCK_WAIT, seconds
+from saga_store.telling import read_duration
 
 Run = Callable[[argparse.Namespace, Console], int]
-_UNITS = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class Verbs:
@@ -70,10 +69,7 @@ def _seconds(value: str) -> timedelta:
 
 def duration(value: str) -> timedelta:
     """Read a duration such as 90s, for argparse."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", value, re.ASCII)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{value!r} is no duration; write it like 90s, 10m, 2h or 7d")
     try:
-        return timedelta(**{_UNITS[found[2]]: float(found[1])})
-    except OverflowError:
-        raise argparse.ArgumentTypeError(f"{value!r} is too long; the longest is 999999999d") from None
+        return read_duration(value)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
