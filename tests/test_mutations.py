@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -47,6 +47,8 @@ from saga_store.inspection import (
     SagaQuery,
     SagaSummary,
 )
+from saga_store.joining import Fate, Part
+from saga_store.run import SagaRun
 from saga_store.storage import SagaState
 from saga_store.testing import (
     AbsenceContract,
@@ -57,6 +59,7 @@ from saga_store.testing import (
     CheckpointStorageContract,
     CheckpointUnit,
     ClaimContract,
+    CommitIntoContract,
     ConcurrencyContract,
     Contract,
     CopyContract,
@@ -68,10 +71,12 @@ from saga_store.testing import (
     InspectionContract,
     InterventionContract,
     IsolationContract,
+    Joinable,
     LeaseContract,
     LockContract,
     RecoveryStorageContract,
     RefusalContract,
+    RunRaceContract,
     StalenessContract,
     StateContract,
     TransactionalContract,
@@ -82,6 +87,7 @@ from saga_store.testing import (
 )
 from saga_store.validation import valid_version
 from saga_store.write import Claim, Lease, Outcome, Settlement, Write
+from saga_store.write_ids import new_write_id
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
@@ -130,6 +136,23 @@ class AgingTwin(Twin):
             database.age(saga_id, by)
 
         return age
+
+
+class CommittingTwin(AgingTwin):
+    """A twin of which each call commits itself, for the subjects of runs."""
+
+    @pytest.fixture
+    def unit(self, database: MemoryDatabase) -> CheckpointUnit:
+        storage = self.storage_class(database)
+        return lambda: nullcontext(storage)
+
+    @pytest.fixture
+    def joinable(self, database: MemoryDatabase) -> Joinable:
+        return lambda: MemorySession(database)
+
+
+class SoundCommittingTwin(CommittingTwin, RunRaceContract, CommitIntoContract):
+    """The control of these."""
 
 
 class SoundTwin(
@@ -895,6 +918,69 @@ class SettlesBesideTheWorker(MemorySession):
         await self._apply(Write(settlement.saga_id, steps=steps))
 
 
+# Runs
+
+
+class AnswersLate(MemorySagaStorage):
+    """Not broken: a storage whose answers come after others have had their turn, as over a network."""
+
+    async def _write(self, write: Write) -> int:
+        version = await super()._write(write)
+        await asyncio.sleep(0)
+        return version
+
+
+class DrawsIdsAnew(AnswersLate):
+    """Draws an id for whatever is sent, also if it is sent again."""
+
+    async def _write(self, write: Write) -> int:
+        return await super()._write(write._replace(write_id=new_write_id(write), repeats=False))
+
+
+class TakesNoTurns(AnswersLate):
+    """Lets the tasks that share a run in at any moment."""
+
+    def run(self, *arguments: Any, **options: Any) -> SagaRun:
+        run = super().run(*arguments, **options)
+        run._turn = asyncio.BoundedSemaphore(100)  # type: ignore[assignment] # that lets everybody in
+        return run
+
+
+class CommitsBesideTheTransaction(MemorySagaStorage):
+    """Commits by itself what was to become part of the caller's transaction."""
+
+    def _joined(self, into: object) -> MemorySagaStorage:
+        beside = self
+
+        class Joined(MemorySagaStorage):
+            async def _write(self, write: Write) -> int:
+                return await beside._write(write)
+
+        return Joined(super()._joined(into).session)
+
+
+class TakesCommitsForGranted(MemorySagaStorage):
+    """Goes on as if the caller's transaction had been committed."""
+
+    class Joined(MemorySagaStorage):
+        async def _take_part(self) -> Part:
+            return Part(self.session, Fate.COMMITTED)
+
+    def _joined(self, into: object) -> MemorySagaStorage:
+        return self.Joined(super()._joined(into).session)
+
+
+class LeavesTheLease(MemorySagaStorage):
+    """Renews no lease in the caller's transaction."""
+
+    class Joined(MemorySagaStorage):
+        async def _write(self, write: Write) -> int:
+            return await super()._write(write._replace(lease=None))
+
+    def _joined(self, into: object) -> MemorySagaStorage:
+        return self.Joined(super()._joined(into).session)
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A broken twin, and the test of the kit that has to notice it."""
@@ -915,7 +1001,8 @@ class Mutant:
         """Return the subject on the broken twin, for pytest to collect."""
         place = "session_class" if issubclass(self.broken, MemorySession) else "storage_class"
         attributes = {place: self.broken, "stopped_clock": self.stopped_clock, "__module__": __name__}
-        return type(self.name, (AgingTwin, self.subject), attributes)
+        twin = CommittingTwin if self.subject in {RunRaceContract, CommitIntoContract} else AgingTwin
+        return type(self.name, (twin, self.subject), attributes)
 
 
 MUTANTS = (
@@ -996,6 +1083,11 @@ MUTANTS = (
     Mutant(ShowsAnyContext, InspectionContract, "test_a_context_is_peeked_at"),
     Mutant(ShowsTheBeginning, InspectionContract, "test_the_end_of_a_history"),
     Mutant(SettlesBesideTheWorker, InspectionContract, "test_settling_fences_the_worker"),
+    Mutant(DrawsIdsAnew, RunRaceContract, "test_a_cancelled_commit_is_made_again"),
+    Mutant(TakesNoTurns, RunRaceContract, "test_parallel_steps"),
+    Mutant(CommitsBesideTheTransaction, CommitIntoContract, "test_it_is_stored_with_the_transaction"),
+    Mutant(TakesCommitsForGranted, CommitIntoContract, "test_after_a_rollback_it_is_buffered_again"),
+    Mutant(LeavesTheLease, CommitIntoContract, "test_the_lease_is_renewed"),
     Mutant(DoubtsByNameOnly, InDoubtContract, "test_other_steps_and_actions_settle_nothing"),
 )
 
@@ -1018,7 +1110,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
         [
             *(sys.executable, "-m", "pytest", __file__, f"--junitxml={path}", "--quiet", "--tb=no"),
             # The classes alone, without the server that the other tests need, and in the same order each time.
-            *("-o", "python_classes=SoundTwin Broken", "-k", "SoundTwin or Broken"),
+            *("-o", "python_classes=Sound Broken", "-k", "SoundTwin or SoundCommitting or Broken"),
             *("--noconftest", "-p", "no:randomly", "-p", "no:cacheprovider"),
         ],
         check=False,  # nearly all of it is to fail
@@ -1035,8 +1127,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 def test_sound_twin_passes(report: Report) -> None:
     """The control: the twin as it is passes the whole kit, run in the same way."""
-    assert report.failed["SoundTwin"] == set()
+    assert report.failed["SoundTwin"] == report.failed["SoundCommittingTwin"] == set()
     assert len(report.passed["SoundTwin"]) > 150
+    assert len(report.passed["SoundCommittingTwin"]) > 15
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
