@@ -1,8 +1,9 @@
 """One real PostgreSQL per process, one database per test; SAGA_STORE_TEST_PG chooses the server."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.wheel import Environment, build_wheel, install_wheel
 pytest_plugins = ["tests.announcing"]
 
 SERVER = pytest.StashKey[PostgresServer]()
+PATIENCE_SECONDS = 10
 SHOWN = ("SQLAlchemy", "alembic", "asyncpg", "psycopg")
 
 
@@ -111,7 +113,13 @@ async def make_engine(database: Database) -> AsyncIterator[Callable[..., AsyncEn
         return engines[-1]
 
     yield make
-    kept = [engine.pool.checkedout() for engine in engines if isinstance(engine.pool, QueuePool)]
+    pools = [engine.pool for engine in engines if isinstance(engine.pool, QueuePool)]
+    # Callers of a batch hear before its connection is back.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while any(pool.checkedout() for pool in pools):
+                await asyncio.sleep(0.01)
+    kept = [pool.checkedout() for pool in pools]
     for engine in engines:
         await engine.dispose()
     assert not any(kept), f"connections left checked out, by engine: {kept}"

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,16 +19,13 @@ from saga_store.cli.verbs import Verbs
 from saga_store.errors import SagaStoreError
 from saga_store.schema import MigrationLockError
 
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
-
 _URL = re.compile(r"postgres(?:ql)?[\w+]*:/|://[^/]*@")
 
 
 class _Parser(argparse.ArgumentParser):
     """Exits with the code of what went wrong also where that can't be printed, as Python 3.11.2 doesn't."""
 
-    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+    def _print_message(self, message: str, file: object = None) -> None:
         is_asked_for = file is sys.stdout
         write(sys.stdout if is_asked_for else sys.stderr, message)
 
