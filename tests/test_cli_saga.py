@@ -154,13 +154,18 @@ class TestShowing:
             ("list", "--silent-for", "soon"),
             ("list", "--created-after", "32nd"),
             ("list", "--condition", "stuck"),
+            ("list", "--field", "customer"),
+            ("list", "--no-such-option=\x1b[31m\u202e"),
+            ("interventions", "--since", "2026-13-01"),
         ],
     )
-    def test_wrong_usage(self, command: Command, line: tuple[str, ...]) -> None:
-        """Filters that can't be read are wrong usage."""
+    def test_wrong_usage(self, command: Command, line: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+        """Filters that can't be read are wrong usage, and one line says what is wrong."""
         with pytest.raises(SystemExit) as end:
             command(*line)
-        assert end.value.code == Exit.USAGE
+        printed = capsys.readouterr()
+        assert (end.value.code, printed.out, printed.err.count("\n")) == (Exit.USAGE, "", 1)
+        assert printed.err.strip().isprintable()
 
     def test_wrong_questions(self, command: Command) -> None:
         """Cursors and limits that can't be used are told in one line, and so are names."""
@@ -169,6 +174,13 @@ class TestShowing:
             ("list", "--limit", "0"),
             ("list", "--name", ""),
             ("stuck", "--step", ""),
+            ("stuck", "--limit", "-1"),
+            ("show", "01234567", "--last", "-1"),
+            ("list", "--field", "n=NaN"),
+            ("list", "--created-after", "999999999d"),
+            ("list", "--created-after", "0001-01-01T00:00:00+14:00"),
+            ("interventions", "--since", "999999999d"),
+            ("interventions", "--after", "x"),
         ):
             code, out, err = command(*line)
             assert (code, out, err.count("\n")) == (Exit.USAGE, "", 1)

@@ -1,6 +1,7 @@
 """``make demo``: the story comes out well, again and again, also after it was interrupted."""
 
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -47,6 +48,8 @@ def test_story(database: Database) -> None:
     assert "TakePayment: that was done before, so not again" in first
     assert "order failed: the account of bob doesn't cover 36.00" in first
     assert first.count("  ok  ") == 6
+    assert re.search(r"saga-store saga show [0-9a-f]{8} --schema saga_store_demo\n\nDemoOrderSaga", first)
+    assert "Completed at " in first
 
     order_id = uuid.uuid4()
     leave_an_order_behind(database.url("psycopg"), order_id)

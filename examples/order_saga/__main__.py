@@ -8,7 +8,7 @@ import sys
 import uuid
 
 from examples.order_saga.database import connect, database
-from examples.order_saga.processes import DemoError, migrate, work
+from examples.order_saga.processes import DemoError, look, migrate, work
 from examples.order_saga.saga import OrderContext
 from examples.order_saga.shop import Shop
 from examples.order_saga.terminal import say, show
@@ -35,6 +35,7 @@ class Story:
             await self._recover()
             await self._fail_a_payment()
             await self._check()
+            await self._look_back()
         finally:
             await self._engine.dispose()
 
@@ -85,6 +86,11 @@ class Story:
             say(f"  {'ok' if holds else 'NO'}  {fact}")
         if wrong := [fact for fact, holds in facts.items() if not holds]:
             raise DemoError(f"it isn't so that {', or that '.join(wrong)}")
+
+    async def _look_back(self) -> None:
+        """Show alice's order as whoever is called at night would see it."""
+        chapter("7. What an operator sees of alice's order")
+        await look(self._url, "show", ALICE.order_id.hex[:8])
 
     async def _work(self, *arguments: str, kill_at: str | None = None) -> None:
         await work(self._url, *arguments, kill_at=kill_at)

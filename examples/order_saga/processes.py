@@ -27,6 +27,17 @@ async def work(url: str, *arguments: str, kill_at: str | None = None) -> None:
     await _run(url, "examples.order_saga.worker", *arguments, name="worker", kill_at=kill_at)
 
 
+async def look(url: str, verb: str, saga: str) -> None:
+    """Run a verb of ``saga-store saga`` as an operator would, in the same terminal."""
+    command = ["saga", verb, saga, "--schema", SCHEMA]
+    say(f"  $ saga-store {' '.join(command)}\n")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "saga_store", *command, cwd=ROOT, env=os.environ | {"DATABASE_URL": url}
+    )
+    if ended := await process.wait():
+        raise DemoError(f"saga-store ended with exit code {ended}, not 0")
+
+
 async def _run(url: str, module: str, *arguments: str, name: str, kill_at: str | None = None) -> None:
     say(f"  $ python -m {' '.join([module, *arguments])}")
     process = await asyncio.create_subprocess_exec(

@@ -5,6 +5,8 @@ rich gets ``Text``, never its markup: a name may hold brackets.
 
 from collections.abc import Sequence
 from io import StringIO
+from itertools import groupby
+from operator import itemgetter
 from typing import TextIO
 
 from rich.console import Console
@@ -125,4 +127,4 @@ def _bar(bar: Bar, room: int) -> Text:
         drawn, ends = _STROKES.get(kind, _STROKES["good"])
         style = "dim" if kind == "cut" else _STYLES.get(kind, "")
         strokes[first:last] = [*[(drawn, style)] * (last - first - 1), (ends, style)]
-    return Text.assemble(*strokes)
+    return Text.assemble(*(("".join(one for one, _ in run), style) for style, run in groupby(strokes, itemgetter(1))))

@@ -27,6 +27,7 @@ from saga_store.cli.verbs import Verbs, duration
 from saga_store.inspection import SagaCondition
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.telling import ATTENTION
+from saga_store.validation import valid_count
 
 _PAGE = 50
 _LONGEST_PAGE = 1000
@@ -87,6 +88,7 @@ async def _list(storage: SqlAlchemySagaStorage, given: argparse.Namespace, outpu
 
 
 async def _stuck(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+    valid_count("limit", given.limit)
     asked = query(given, ATTENTION)
     # A worker that hangs may go on renewing its lease.
     silent = max(asked.silent_for or timedelta(), asked.stale_after)
@@ -109,6 +111,7 @@ def _show(given: argparse.Namespace, console: Console) -> int:
 
 async def show(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     """Show one saga."""
+    how = telling_of(given)
     saga, page = await only_saga(storage, given)
     history = await storage.get_recent_history(saga.id)
     attempts = attempts_of(saga, history, page.at)
@@ -118,7 +121,7 @@ async def show(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output
         "history": sagas_shown.plain(history.entries),
         "left_out": history.left_out,
     }
-    blocks = story(saga, history, page.at, telling_of(given))
+    blocks = story(saga, history, page.at, how)
     if given.context:
         _, facts["context"] = await storage.load_saga_state(saga.id)
         blocks += [line(), Verbatim(sagas_shown.context_text(facts["context"]))]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -95,6 +96,8 @@ async def only_saga(storage: IInspectionStorage, given: argparse.Namespace) -> t
     """
     if len(given.id.replace("-", "")) < FEWEST_DIGITS:
         raise InvalidSagaDataError("id", f"must have its first {FEWEST_DIGITS} digits or more, not {given.id!r:.60}")
+    if not re.fullmatch(r"[0-9a-fA-F-]{1,36}", given.id):
+        raise InvalidSagaDataError("id", f"must be hexadecimal digits, with or without hyphens, not {given.id!r:.60}")
     page = await storage.find_sagas(replace(judged(given), id_prefix=given.id), limit=_MOST_LISTED)
     if len(page.sagas) == 1 and not page.unreadable:
         return page.sagas[0], page
@@ -138,11 +141,11 @@ def time_of(given: datetime | timedelta, *, local: bool) -> datetime:
     try:
         if isinstance(given, timedelta):
             return datetime.now(UTC) - given
-        if given.tzinfo is None:
-            return given.astimezone() if local else given.replace(tzinfo=UTC)
+        if given.tzinfo is None and not local:
+            return given.replace(tzinfo=UTC)
+        return given.astimezone(UTC)
     except (OverflowError, ValueError, OSError) as exc:
         raise InvalidSagaDataError("time", f"must be between the years 1 and 9999, which isn't so of {given}") from exc
-    return given
 
 
 def _context(fields: Iterable[tuple[str, Any]]) -> dict[str, Any] | None:

@@ -24,12 +24,13 @@ _SHORTEST_PAUSE = 0.1
 
 async def follow(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     """Show a saga, then each change of it, until it is finished; then how it ended."""
+    how = telling_of(given)
     saga, page = await only_saga(storage, given)
     history = await storage.get_recent_history(saga.id)
     if output.in_lines:
         output.found([], {}, [{"saga": plain(saga)}, *({"entry": plain(entry)} for entry in history.entries)])
     else:
-        output.found(story(saga, history, page.at, telling_of(given)), {})
+        output.found(story(saga, history, page.at, how), {})
     follower = _Follower(storage, given, output, saga, history)
     while saga.condition is not SagaCondition.FINISHED:
         await asyncio.sleep(max(given.every.total_seconds(), _SHORTEST_PAUSE))

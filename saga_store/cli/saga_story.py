@@ -21,6 +21,7 @@ from saga_store.inspection import (
 )
 from saga_store.inspection import SagaCondition as Condition
 from saga_store.model import SagaStepStatus
+from saga_store.validation import valid_count
 
 # How much of a bar's width a silence takes that was cut out.
 _CUT_SHARE = 0.04
@@ -53,7 +54,7 @@ class Telling:
 
 def telling_of(given: argparse.Namespace) -> Telling:
     options = {} if given.schema is None else {"--schema": given.schema}
-    return Telling(max(given.last, 0), zone_of(given), given.max_attempts, options)
+    return Telling(valid_count("last", given.last), zone_of(given), given.max_attempts, options)
 
 
 def story(saga: SagaSummary, history: RecentHistory, now: datetime, how: Telling) -> list[Block]:
@@ -68,7 +69,7 @@ def story(saga: SagaSummary, history: RecentHistory, now: datetime, how: Telling
             cell(saga.status.value, "bad" if saga.status.value == "FAILED" else "strong"),
             cell(saga.condition.value, CONDITION_KINDS[saga.condition]),
             cell(
-                f" created {moment(saga.created_at, zone)}, silent for {telling.duration(saga.silent_for)}, "
+                f" created {moment(saga.created_at, zone)}, {_silence_of(saga)}"
                 f"version {saga.version}, {number(saga.recovery_attempts, 'recovery attempt')}",
                 "dim",
             ),
@@ -83,7 +84,10 @@ def story(saga: SagaSummary, history: RecentHistory, now: datetime, how: Telling
         parts += [] if parts else [f"{left_out} earlier attempts"]
         blocks.append(line(cell(f"{' and '.join(parts)} left out; --last shows more attempts", "dim")))
     seen = attempts[-last:] if last else []
-    blocks.append(_timeline(seen, now, zone, silent=_is_silent(saga)) if seen else line("no history"))
+    if seen:
+        blocks.append(_timeline(seen, now, zone, silent=_is_silent(saga)))
+    elif not attempts:
+        blocks.append(line("no history"))
     if saga.last_error is not None and saga.last_error.details and "\n" in saga.last_error.details:
         blocks += [line(), line(cell(f"What {saga.last_error.step_name} failed with last:", "bad"))]
         blocks += shown(saga.last_error.details, indent=4)
@@ -109,6 +113,10 @@ def continued(command: str) -> str:
         else:
             lines[-1] += f" {part}"
     return "    " + " \\\n      ".join(lines)
+
+
+def _silence_of(saga: SagaSummary) -> str:
+    return "" if saga.condition is Condition.FINISHED else f"silent for {telling.duration(saga.silent_for)}, "
 
 
 def _is_silent(saga: SagaSummary) -> bool:

@@ -1,15 +1,33 @@
 """How a verb is added to the command."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import NoReturn
 
 from saga_store.cli.console import Console
+from saga_store.cli.exits import Exit
 from saga_store.grants import check_schema
+from saga_store.inspection import visible
 from saga_store.schema.settings import LOCK_WAIT, seconds
 from saga_store.telling import read_duration
 
 Run = Callable[[argparse.Namespace, Console], int]
+
+
+class _TerseParser(argparse.ArgumentParser):
+    """Says in one line what is wrong, in place of all that would be right; every character of it can be seen."""
+
+    def parse_known_args(  # type: ignore[override] # one of its overloads is all that argparse calls
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(Exit.USAGE, f"{self.prog}: {visible(message)}; see --help\n")
 
 
 class Verbs:
@@ -21,7 +39,9 @@ class Verbs:
     def group(self, name: str, *, summary: str) -> "Verbs":
         """Add a noun, and return what its own verbs are added to."""
         parser = self._subparsers.add_parser(name, help=summary, description=summary)
-        return Verbs(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
+        return Verbs(
+            parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_TerseParser)
+        )
 
     def add(self, name: str, run: Run, *, summary: str, database: bool, waits: bool = False) -> argparse.ArgumentParser:
         """Add a verb and return its parser, for options of its own.
