@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql screens houses setup demo bench bench-migrations bench-views fmt check test whole crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
+.PHONY: help sql screens houses setup demo bench bench-migrations bench-views bench-telemetry fmt check test whole crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-migrations: $(READY) ## measure how long writers stall while full tables a
 
 bench-views: $(READY) ## count the pages that each view reads, among 30,000 sagas and 3,000,000; takes ten minutes
 	$(BIN)/python -m benchmarks.views $(ARGS)
+
+bench-telemetry: $(READY) ## measure what it costs a client to tell OpenTelemetry what it does
+	$(BIN)/python -m benchmarks.telemetry $(ARGS)
 
 $(BENCH_READY): pyproject.toml $(READY)
 	@echo "==> Making $(BENCH_VENV), which also holds the peers."

@@ -241,7 +241,7 @@ class _Queue:
         """Flush in the caller's own task, which may be cancelled: nobody else's write is in this statement."""
         self._flushes_alone = True
         if self._observer is not None:
-            self._tell_flush(self._observer, (entry,))
+            self._observer.flushed((entry.write,), ())
         outcome: Outcome | None = None
         is_locked = False
         try:
@@ -285,7 +285,8 @@ class _Queue:
                 while batch := self._take_batch(self._ready, self._share()):
                     self._in_flight += len(batch)
                     if self._observer is not None:
-                        self._tell_flush(self._observer, batch)
+                        now = time.monotonic()
+                        self._observer.flushed([entry.write for entry in batch], [now - entry.since for entry in batch])
                     self._flush_what_is_ready()
                     try:
                         await self._flush(batch, writer)
@@ -299,11 +300,6 @@ class _Queue:
             finally:
                 # It takes nothing more, while it may yet take a moment to give its connection back.
                 self._flushers -= 1
-
-    @staticmethod
-    def _tell_flush(observer: Observer, batch: Sequence[_Entry]) -> None:
-        now = time.monotonic()
-        observer.flushed([entry.write for entry in batch], [now - entry.since for entry in batch])
 
     def _share(self) -> int:
         share = len(self._ready)

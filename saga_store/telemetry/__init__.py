@@ -51,7 +51,10 @@ class Telemetry(Protocol):
         """Take out of a context what belongs to one caller's trace: several callers' writes are sent in it."""
 
     def flushed(self, rows: int, waited: Sequence[float]) -> None:
-        """Tell that group commit sends a statement of so many rows, and for how many seconds each write has waited."""
+        """Tell that group commit sends a statement of so many rows, and for how many seconds writes in it have waited.
+
+        One that is sent at once, since nothing is under way, hasn't waited.
+        """
 
     def retried(self, error: Exception) -> None:
         """Tell that a statement failed in a way that may pass, and is sent again."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import Context as Variables
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 from saga_store.telemetry import Call, End, Resolution
@@ -72,7 +73,7 @@ class OpenTelemetry:
         )
 
     def begin(self, call: Call) -> End:
-        attributes = _attributes(call)
+        attributes = _attributes(call.operation, call.table, call.namespace, call.host, call.port)
         span = token = None
         if self._tracer is not None:
             of_span = attributes if call.saga_id is None else attributes | {"saga_store.saga_id": str(call.saga_id)}
@@ -85,7 +86,7 @@ class OpenTelemetry:
             seconds = time.perf_counter() - began
             failed = _failure(error)
             try:
-                self._durations.record(seconds, attributes | failed)
+                self._durations.record(seconds, attributes | failed if failed else attributes)
             finally:
                 if span is not None and token is not None:
                     context.detach(token)
@@ -115,14 +116,17 @@ def _forget() -> None:
     context.attach(_OF_NOBODY)
 
 
-def _attributes(call: Call) -> dict[str, str | int]:
+@lru_cache(maxsize=1000)
+def _attributes(
+    operation: str, table: str, namespace: str | None, host: str | None, port: int | None
+) -> dict[str, str | int]:
     known = {
         "db.system.name": "postgresql",
-        "db.operation.name": call.operation,
-        "db.collection.name": call.table,
-        "db.namespace": call.namespace,
-        "server.address": call.host,
-        "server.port": call.port,
+        "db.operation.name": operation,
+        "db.collection.name": table,
+        "db.namespace": namespace,
+        "server.address": host,
+        "server.port": port,
     }
     return {name: value for name, value in known.items() if value is not None}
 
