@@ -31,6 +31,9 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.inspection_sql import READ_ONLY
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.testing.postgres import serve
+from saga_store.web import pages
+from saga_store.web.asked import Asked
+from saga_store.web.contexts import Redaction
 
 README = Path(__file__).parent.parent / "README.md"
 UNFINISHED, FAILED, OUTAGE = 1_000, 6_000, 60_000
@@ -83,15 +86,14 @@ View: TypeAlias = Callable[[SqlAlchemySagaStorage], Awaitable[object]]
 
 DAY = timedelta(days=1)
 STUCK = (SagaCondition.EXHAUSTED, SagaCondition.ABANDONED, SagaCondition.STALE)
+NOTHING_HIDDEN = Redaction(None)
 SOME_SAGA = UUID(hex="c4ca4238a0b923820dcc509a6f75849b")
 """md5 of 1: the newest."""
 
 
-async def one_saga(storage: SqlAlchemySagaStorage) -> None:
-    """Look at what the page of a saga shows."""
-    await storage.find_sagas(SagaQuery(id_prefix=SOME_SAGA.hex[:8]))
-    await storage.get_recent_history(SOME_SAGA)
-    await storage.get_saga(SOME_SAGA)
+async def saga_page(storage: SqlAlchemySagaStorage) -> None:
+    with_context = Asked((("context", "show"),))
+    await pages.saga(storage, SOME_SAGA.hex[:8], with_context, NOTHING_HIDDEN, options={})
 
 
 async def later_page(storage: SqlAlchemySagaStorage) -> None:
@@ -102,11 +104,12 @@ async def later_page(storage: SqlAlchemySagaStorage) -> None:
 
 # What has to cost the same among few sagas and among many.
 CONSTANT: dict[str, View] = {
-    "attention: groups of what is stuck": lambda storage: storage.group_sagas(SagaQuery(conditions=STUCK)),
-    "list: the newest 50": lambda storage: storage.find_sagas(),
-    "list: 20 pages more": later_page,
-    "saga: by its first digits, its context, its history": one_saga,
+    "page: attention": lambda storage: pages.attention(storage, Asked(())),
+    "page: list": lambda storage: pages.sagas(storage, Asked(()), NOTHING_HIDDEN),
+    "page: a saga, with its context": saga_page,
     "figures": lambda storage: storage.get_figures(),
+    "groups of what is stuck": lambda storage: storage.group_sagas(SagaQuery(conditions=STUCK)),
+    "20 pages of a list": later_page,
 }
 # What costs by how many sagas there are in a day, or in the sample.
 OTHERS: dict[str, View] = {

@@ -42,7 +42,7 @@ RECORD_SHOWN = 100_000
 CONTEXT_SHOWN = 1_000_000
 """How many bytes a context may have to be shown."""
 MOST_COUNTED = 100_000
-"""At how many ``count_sagas`` stops."""
+"""At how many ``count_sagas`` stops, and ``get_figures`` of each kind."""
 FINISHED_WINDOW = timedelta(hours=24)
 """How far a search goes back among finished sagas, unless the query says ``created_after``."""
 INTERVENTION = "saga_store."
@@ -280,11 +280,11 @@ class SagaFigures:
     """What is worth counting all day.
 
     Attributes:
-        unfinished: How many unfinished sagas there are, by name and condition.
+        unfinished: How many unfinished sagas there are, by name and condition; of more than 100,000 the oldest count.
         oldest_unfinished: How long ago the oldest unfinished saga was created; zero if there is none.
         in_doubt_steps: How many steps are in doubt, of unfinished sagas and of those FAILED that were created in the
             last 24 hours.
-        failed_24h: How many sagas are FAILED that were created in the last 24 hours.
+        failed_24h: How many sagas are FAILED that were created in the last 24 hours, up to 100,000.
         finished: About how many sagas are finished; None if the statistics don't know.
         log_entries: The id of the newest entry: how many have ever been written, or a little more.
         table_bytes: How big a table is, by its name and by part: heap, toast, indexes.

@@ -1,15 +1,16 @@
 """How the views read a table of some size: by its indexes, and only what they show."""
 
 import re
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from benchmarks.views import DAY, SOME_SAGA, STUCK, View, statements_of
 from saga_store import SagaStatus
-from saga_store.inspection import SagaCondition, SagaQuery
+from saga_store.inspection import MOST_COUNTED, SagaCondition, SagaQuery
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.inspection_sql import READ_ONLY
 from saga_store.sqlalchemy.statement import Spelling
@@ -173,3 +174,21 @@ def explained(connection: psycopg.Connection, spelling: Spelling, parameters: Pa
     plan = "\n".join(line for (line,) in lines)
     connection.execute("DEALLOCATE kept")
     return plan
+
+
+async def test_figures_have_an_end_to_count_to(database: Database, make_engine: Callable[[str], AsyncEngine]) -> None:
+    """On the day on which nothing finishes, and all else fails, there are figures, and they say what they are."""
+    with psycopg.connect(database.url(), autocommit=True) as connection:
+        connection.execute(
+            """
+            INSERT INTO saga_executions (id, name, status, context, created_at)
+            SELECT gen_random_uuid(), 'order', status, '{}', now() - make_interval(mins => 20, secs => n / 100)
+            FROM generate_series(1, %s) AS n, (VALUES ('RUNNING'), ('FAILED')) AS of (status)
+            """,
+            [MOST_COUNTED + 50],
+        )
+    figures = await SqlAlchemySagaStorage(make_engine("asyncpg")).get_figures()
+    assert sum(figures.unfinished.values()) == figures.failed_24h == MOST_COUNTED
+    assert {"finished", "unfinished", "in_doubt_steps", "failed_24h"} == set(figures.estimated)
+    assert figures.finished is None
+    assert figures.oldest_unfinished > timedelta(minutes=20)

@@ -314,22 +314,30 @@ def _of_table(table: str) -> str:
     return f"json_build_array({', '.join(parts)}, pg_stat_get_dead_tuples({oid}))"
 
 
-# Of the oldest unfinished sagas histories are read; of the rest the row has to do.
+# Of the oldest unfinished sagas histories are read; of the rest the row has to do, and there is an end to counting, so
+# that there are figures on the day on which nothing finishes, or everything fails.
 FIGURES = Statement(f"""
 WITH living AS MATERIALIZED (
     SELECT id, name, created_at, updated_at, {_STANDING} AS standing,
         row_number() OVER (ORDER BY created_at, id) AS position
-    FROM saga_executions CROSS JOIN {_CLOCK}
-    WHERE {_UNFINISHED}
+    FROM (
+        SELECT * FROM saga_executions WHERE {_UNFINISHED} ORDER BY created_at, id LIMIT {MOST_COUNTED + 1}
+    ) oldest
+    CROSS JOIN {_CLOCK}
 ), judged AS MATERIALIZED (
     SELECT p.name, {_condition("p")} AS condition, CASE WHEN p.standing <> 'held' THEN h.in_doubt END AS in_doubt
     FROM living p
     CROSS JOIN {_STALE_CLOCK}
     LEFT JOIN LATERAL ({_digest("p", only_if=f"p.position <= {SAGAS_SEEN}")}) h ON TRUE
+    WHERE p.position <= {MOST_COUNTED}
 ), failed AS MATERIALIZED (
     SELECT id, updated_at, row_number() OVER (ORDER BY created_at DESC, id DESC) AS position
-    FROM saga_executions
-    WHERE status = 'FAILED' AND {_WINDOW}
+    FROM (
+        SELECT * FROM saga_executions
+        WHERE status = 'FAILED' AND {_WINDOW}
+        ORDER BY created_at DESC, id DESC
+        LIMIT {MOST_COUNTED + 1}
+    ) newest
 ), failed_in_doubt AS (
     SELECT h.in_doubt
     FROM failed p

@@ -156,6 +156,8 @@ class Views:
             estimated += ["unfinished", "in_doubt_steps"]
         elif failed > SAGAS_SEEN:
             estimated.append("in_doubt_steps")
+        if failed > MOST_COUNTED:
+            estimated.append("failed_24h")
         try:
             age = _moment(now) - _moment(oldest) if oldest else timedelta()
         except ValueError:  # created at -infinity, which is older than anything
@@ -165,8 +167,8 @@ class Views:
             unfinished={(name, SagaCondition(condition)): count for name, condition, count in groups},
             oldest_unfinished=max(age, timedelta()),
             in_doubt_steps=in_doubt,
-            failed_24h=failed,
-            finished=None if all_rows < 0 else max(all_rows - living, 0),
+            failed_24h=min(failed, MOST_COUNTED),
+            finished=None if all_rows < 0 or living > MOST_COUNTED else max(all_rows - living, 0),
             log_entries=last_entry or 0,
             table_bytes={
                 (table, part): size

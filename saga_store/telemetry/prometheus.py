@@ -36,7 +36,7 @@ MAX_NAMES = 100
 OTHERS = "(others)"
 """The name under which sagas are counted whose own name is one too many."""
 # Of these ``SagaFigures.estimated`` may say that they aren't exact.
-_ESTIMATED = ("in_doubt_steps", "unfinished")
+_ESTIMATED = ("failed_24h", "in_doubt_steps", "unfinished")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,10 @@ living AS MATERIALIZED (
     WHEN lease_expires_at IS NOT NULL THEN 'abandoned'
     ELSE 'active' END AS standing,
     row_number() OVER (ORDER BY created_at, id) AS position
-    FROM saga_executions CROSS JOIN (SELECT statement_timestamp() AS at) AS clock
-    WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING')
+    FROM (
+        SELECT * FROM saga_executions WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING') ORDER BY created_at, id LIMIT 100001
+    ) oldest
+    CROSS JOIN (SELECT statement_timestamp() AS at) AS clock
 ),
 judged AS MATERIALIZED (
     SELECT p.name,
@@ -42,11 +44,16 @@ judged AS MATERIALIZED (
             ) told_apart
             GROUP BY step_name, action, is_intervention
         ) steps) h ON TRUE
+    WHERE p.position <= 100000
 ),
 failed AS MATERIALIZED (
     SELECT id, updated_at, row_number() OVER (ORDER BY created_at DESC, id DESC) AS position
-    FROM saga_executions
-    WHERE status = 'FAILED' AND created_at >= statement_timestamp() - make_interval(secs => CAST(%(window)b AS double precision))
+    FROM (
+        SELECT * FROM saga_executions
+        WHERE status = 'FAILED' AND created_at >= statement_timestamp() - make_interval(secs => CAST(%(window)b AS double precision))
+        ORDER BY created_at DESC, id DESC
+        LIMIT 100001
+    ) newest
 ),
 failed_in_doubt AS (
     SELECT h.in_doubt
