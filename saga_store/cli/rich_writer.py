@@ -3,6 +3,7 @@
 rich gets ``Text``, never its markup: a name may hold brackets.
 """
 
+import re
 from collections.abc import Sequence
 from io import StringIO
 from itertools import groupby
@@ -37,6 +38,8 @@ _STROKES = {
     "person": ("\N{BLACK DIAMOND}",) * 2,
     "cut": ("\N{BOX DRAWINGS LIGHT QUADRUPLE DASH VERTICAL}",) * 2,
 }
+_RESET = "\x1b[0m"
+_BLANK_END = re.compile(r"(?:\s|\x1b\[[0-9;]*m)*$")
 _BAR_ROOM = 12
 """A bar that is shorter says nothing."""
 
@@ -49,23 +52,32 @@ def write(blocks: Sequence[Block], stream: TextIO, room: int) -> str:
         force_terminal=True,
         color_system=told.color_system,  # type: ignore[arg-type] # rich gives it as str and takes it as Literal
         no_color=told.no_color,
-        width=room,
+        # There is a gap after a table's last column, too, for versions of rich differ in what they do without it.
+        width=room + GAP,
         markup=False,
         highlight=False,
         emoji=False,
         legacy_windows=False,
     )
+    return "\n".join(_block(console, block, room) for block in blocks)
+
+
+def _block(console: Console, block: Block, room: int) -> str:
+    if isinstance(block, Verbatim):
+        return block.text
     with console.capture() as capture:
-        for block in blocks:
-            match block:
-                case Verbatim(text):
-                    console.print(Text(text), soft_wrap=True)
-                case Line(cells, indent):
-                    parts = [_text(each) for each in cells]
-                    console.print(Padding(Text(" ").join(parts), (0, 0, 0, indent)))
-                case Table():
-                    _print_table(console, block, room)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
+        if isinstance(block, Line):
+            parts = [_text(each) for each in block.cells]
+            console.print(Padding(Text(" ").join(parts), (0, 0, 0, block.indent)), width=room)
+        else:
+            _print_table(console, block, room)
+    return "\n".join(map(_without_end, capture.get().removesuffix("\n").split("\n")))
+
+
+def _without_end(line: str) -> str:
+    """Return the line without blanks at its end, in whatever colour."""
+    seen = _BLANK_END.sub("", line)
+    return f"{seen}{_RESET}" if "\x1b" in seen else seen
 
 
 def _text(cell: Cell) -> Text:
@@ -85,14 +97,14 @@ def _print_table(console: Console, table: Table, room: int) -> None:
         part.add_row(*(_drawn(console, row.cells[index], wide, table.columns[index]) for index, wide in columns))
         if row.below is not None:
             console.print(part)
-            console.print(Padding(_text(row.below), (0, 0, 0, 4)))
+            console.print(Padding(_text(row.below), (0, 0, 0, 4)), width=room)
             part = _begin(table, columns, with_heads=False)
     if part.row_count or not table.rows:
         console.print(part)
 
 
 def _begin(table: Table, columns: Sequence[tuple[int, int]], *, with_heads: bool) -> RichTable:
-    begun = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=with_heads, header_style="bold")
+    begun = RichTable(box=None, padding=(0, GAP, 0, 0), show_header=with_heads, header_style="bold")
     for index, wide in columns:
         column = table.columns[index]
         begun.add_column(
