@@ -223,7 +223,7 @@ class TestClaims:
         pythons = [name.rpartition(" ")[2] for name in PROJECT["classifiers"] if "Python :: 3." in name]
         assert stated.pop("Python") == ", ".join(pythons)
         assert stated.pop("PostgreSQL") == "14 and later"
-        needed = _least_versions([*PROJECT["dependencies"], *_extras("asyncpg", "psycopg", "cqrs")])
+        needed = _least_versions([*PROJECT["dependencies"], *_extras("asyncpg", "psycopg", "cqrs", "ops", "otel")])
         assert {name.lower(): said.split()[0] for name, said in stated.items()} == needed
 
 
