@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -21,10 +22,11 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from saga_store import Checkpoint, LogStep, SagaStatus, SagaStepStatus
+from saga_store import Checkpoint, LogStep, SagaStatus, SagaStepStatus, schema
 from saga_store.cli import main
 from saga_store.cli.exits import Exit
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.testing.postgres.restartable import restartable
 from tests.databases import Database
 from tests.terminal import Terminal
 
@@ -38,26 +40,35 @@ Make: TypeAlias = Callable[..., list[UUID]]
 
 @pytest.fixture
 def make(database: Database) -> Make:
+    """Make sagas alike on the test's database."""
+    return partial(make_sagas, database)
+
+
+def make_sagas(
+    database: Database,
+    count: int,
+    name: str = "order",
+    *,
+    leased: bool = False,
+    **checkpoint: Any,  # noqa: ANN401 - of a checkpoint
+) -> list[UUID]:
     """Make sagas alike, the oldest first, by checkpoints; ``leased`` to worker-1."""
 
-    def make(count: int, name: str = "order", *, leased: bool = False, **checkpoint: Any) -> list[UUID]:  # noqa: ANN401 - of a checkpoint
-        async def work() -> list[UUID]:
-            engine = create_async_engine(database.url("psycopg"), poolclass=NullPool)
-            storage = SqlAlchemySagaStorage(engine)
-            ids = [uuid4() for _ in range(count)]
-            for saga_id in ids:
-                await storage.save(Checkpoint(saga_id, name=name, **({"status": SagaStatus.RUNNING} | checkpoint)))
-            if leased:
-                claimed = await storage.claim_sagas(
-                    owner="worker-1", lease=timedelta(hours=1), limit=count, stale_after=timedelta(0), name=name
-                )
-                assert len(claimed) == count
-            await engine.dispose()
-            return ids
+    async def work() -> list[UUID]:
+        engine = create_async_engine(database.url("psycopg"), poolclass=NullPool)
+        storage = SqlAlchemySagaStorage(engine)
+        ids = [uuid4() for _ in range(count)]
+        for saga_id in ids:
+            await storage.save(Checkpoint(saga_id, name=name, **({"status": SagaStatus.RUNNING} | checkpoint)))
+        if leased:
+            claimed = await storage.claim_sagas(
+                owner="worker-1", lease=timedelta(hours=1), limit=count, stale_after=timedelta(0), name=name
+            )
+            assert len(claimed) == count
+        await engine.dispose()
+        return ids
 
-        return asyncio.run(work())
-
-    return make
+    return asyncio.run(work())
 
 
 @pytest.fixture
@@ -189,7 +200,10 @@ class TestWrongUsage:
             (("--name", "order", "--expected-version", "1"), "one saga's"),
             (("--name", "", "--yes"), "name"),
             (("--name", "order", "--max", "-1", "--yes"), "max"),
-            (("--name", "order", "--created-after", "9999-12-31T23:59:59-12:00", "--yes"), "created_after"),
+            (
+                ("--name", "order", "--created-after", "9999-12-31T23:59:59-12:00", "--yes"),
+                "between the years 1 and 9999",
+            ),
         ],
     )
     def test_which_sagas(
@@ -307,6 +321,33 @@ class TestPlans:
         outcomes = [(one["saga_id"], one["outcome"]) for one in json.loads(out)["results"]]
         assert outcomes == [(str(ids[2]), "done"), (str(ids[1]), "unknown"), (str(ids[0]), "not tried")]
         assert statuses(admin, ids) == ["RUNNING", "RUNNING", "FAILED"]
+
+
+def test_the_server_dies_in_the_middle() -> None:
+    """What was done stays done and is told, what failed too, and the rest isn't tried: exit code 9."""
+    with restartable() as server:
+        url = server.facts.url
+        schema.upgrade(url)
+        database = Database(make_url(url))
+        ids = make_sagas(database, 3)
+        # Its own connection is lost as well.
+        with (
+            suppress(psycopg.OperationalError),
+            psycopg.connect(url) as worker,
+            psycopg.connect(url, autocommit=True) as admin,
+        ):
+            worker.execute("SELECT FROM saga_executions WHERE id = %s FOR UPDATE", [ids[1]])
+            with process(database, "give-up", "--name", "order", *WHY, "--yes", "--json") as running:
+                wait_until(lambda: statuses(admin, ids[2:]) == ["FAILED"])
+                server.kill()
+                out, err = running.communicate(timeout=60)
+        assert (running.returncode, "Traceback" in err) == (Exit.PARTLY, False)
+        outcomes = [(one["saga_id"], one["outcome"]) for one in json.loads(out)["results"]]
+        assert outcomes == [(str(ids[2]), "done"), (str(ids[1]), "failed"), (str(ids[0]), "not tried")]
+        server.start()
+        server.wait_until_ready()
+        with psycopg.connect(url, autocommit=True) as admin:
+            assert statuses(admin, ids) == ["RUNNING", "RUNNING", "FAILED"]
 
 
 class TestAsking:

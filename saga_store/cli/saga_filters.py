@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from saga_store.cli.verbs import duration
-from saga_store.errors import InvalidSagaDataError, SagaNotFoundError
+from saga_store.errors import InvalidSagaDataError
 from saga_store.inspection import MAX_ATTEMPTS, STALE_AFTER, SagaCondition, SagaPage, SagaQuery, SagaSummary
 from saga_store.interface import IInspectionStorage
 from saga_store.model import SagaStatus
@@ -104,7 +104,8 @@ async def only_saga(storage: IInspectionStorage, given: argparse.Namespace) -> t
     ids = [str(saga.id) for saga in page.sagas] + [str(saga_id) for saga_id in page.unreadable]
     if not ids:
         with suppress(ValueError):
-            raise SagaNotFoundError(UUID(given.id))
+            whole = UUID(given.id)
+            await storage.get_recent_history(whole, limit=1)  # which knows why there is none
         raise UnknownIdError(f"is no saga's: {given.id!r}")
     what = "can't be read" if len(ids) == 1 else "are several sagas; give more digits"
     unreadable = page.unreadable[0] if len(ids) == 1 else None
