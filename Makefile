@@ -118,5 +118,5 @@ verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) whole
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-* .demo .bench .crash .fuzz .postgres build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .demo .bench .crash .fuzz .postgres .screenshots build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,8 @@ HOSTILE = (
     "{{ 7*7 }} {% raw %} '\"`$(id)`; rm -rf / & \u200b\ufeff\u2066 javascript:alert(3) ]]> <!--"
 )
 WIDE = "\N{CJK UNIFIED IDEOGRAPH-6F22}" * 255
+HOSTILE_TEXTS = (HOSTILE[:250], WIDE, "</title></style><script>alert(4)</script>", "\n\t\r", " ")
+"""What hostile sagas have as name, step, owner, details and context."""
 ERRORS = (
     "httpx.ConnectTimeout: https://shipping.internal:8443/v2/labels timed out after 10.0s",
     "gateway.GatewayError: 503 upstream connect error\n  upstream: pay-2.internal\n  request_id=req_8f21ab",
@@ -193,7 +195,7 @@ async def _long(many: ManySagas) -> None:
 
 
 async def _hostile(many: ManySagas) -> None:
-    for number, text in enumerate((HOSTILE[:250], WIDE, "</title></style><script>alert(4)</script>", "\n\t\r", " ")):
+    for number, text in enumerate(HOSTILE_TEXTS):
         context = {text: text, "deep": _deep(400), "none": None}
         story = await many.begin(text, 5000 - number, special=f"hostile {number}", context=context)
         await story.step(text, 1, FAILED, details=HOSTILE + "\n" + text * 50)

@@ -180,6 +180,8 @@ class _App:
     async def _sagas(self, request: Request, path: str) -> Response:
         asked = Asked.of("sagas", _query_string(request))
         view = await pages.sagas(self.storage, asked, self.redaction)
+        if view.only is not None:
+            return RedirectResponse(Links.of(path, asked.judging).saga(view.only), HTTPStatus.SEE_OTHER)
         return self._render(path, asked, "sagas.html", {"view": view, "at": view.page.at})
 
     async def _saga(self, request: Request, path: str) -> Response:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError
 from saga_store.inspection import (
@@ -32,7 +33,7 @@ from saga_store.telling import (
     stretches,
     verdict,
 )
-from saga_store.web.asked import Asked, Pairs, of_group
+from saga_store.web.asked import JUDGING, Asked, Pairs, of_group
 from saga_store.web.contexts import Redaction, as_text
 from saga_store.web.drawing import Histogram, Timeline, highest, stopped, timeline
 
@@ -161,6 +162,8 @@ class ListPage:
     sagas: list[SagaSummary]
     looked_at: int
     next: Pairs | None
+    only: UUID | None = None
+    """The one saga whose id was asked for, and nothing else."""
 
 
 async def sagas(storage: IInspectionStorage, asked: Asked, redaction: Redaction) -> ListPage:
@@ -173,7 +176,8 @@ async def sagas(storage: IInspectionStorage, asked: Asked, redaction: Redaction)
     page = await storage.find_sagas(query, limit=asked.search_limit, after=asked.get("after"))
     found = [saga for saga in page.sagas if asked.is_in_group(saga)] if asked.is_for_a_group else page.sagas
     following = (*asked.without("after"), ("after", page.after)) if page.after else None
-    return ListPage(page, found, len(page.sagas), following)
+    asks_for_one = {name for name, _ in asked.without(*JUDGING)} == {"id"} and len(found) == 1 and not page.unreadable
+    return ListPage(page, found, len(page.sagas), following, found[0].id if asks_for_one else None)
 
 
 # One saga. -----------------------------------------------------------------------------------------------------------
