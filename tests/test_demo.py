@@ -50,6 +50,10 @@ def test_story(database: Database) -> None:
     assert first.count("  ok  ") == 6
     assert re.search(r"saga-store saga show [0-9a-f]{8} --schema saga_store_demo\n\nDemoOrderSaga", first)
     assert "Completed at " in first
+    [page] = re.findall(r"The same as a page for a browser: (.*/\.demo/alices_order\.html)", first)
+    html = Path(page).read_text(encoding="utf-8")
+    assert re.search(r"<h1>DemoOrderSaga .*Completed at ", html, re.DOTALL)
+    assert "TakePayment" in html
 
     order_id = uuid.uuid4()
     leave_an_order_behind(database.url("psycopg"), order_id)

@@ -7,7 +7,7 @@ import asyncio
 import sys
 import uuid
 
-from examples.order_saga.database import connect, database
+from examples.order_saga.database import FOLDER, connect, database
 from examples.order_saga.processes import DemoError, look, migrate, work
 from examples.order_saga.saga import OrderContext
 from examples.order_saga.shop import Shop
@@ -16,6 +16,7 @@ from examples.order_saga.worker import CHARGED
 from saga_store import SagaStatus
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.testing.postgres import PostgresUnavailableError
+from saga_store.web import render_saga
 
 ALICE = OrderContext(uuid.uuid4(), "alice", quantity=2)
 BOB = OrderContext(uuid.uuid4(), "bob", quantity=3)
@@ -91,6 +92,10 @@ class Story:
         """Show alice's order as whoever is called at night would see it."""
         chapter("7. What an operator sees of alice's order")
         await look(self._url, "show", ALICE.order_id.hex[:8])
+        page = FOLDER / "alices_order.html"
+        FOLDER.mkdir(exist_ok=True)
+        page.write_text(await render_saga(self._sagas, ALICE.order_id), encoding="utf-8")
+        say(f"\n  The same as a page for a browser: {page}")
 
     async def _work(self, *arguments: str, kill_at: str | None = None) -> None:
         await work(self._url, *arguments, kill_at=kill_at)

@@ -16,6 +16,8 @@ from saga_store.testing.postgres import embedded
 
 SCHEMA = "saga_store_demo"
 ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".demo"
+"""What the demo leaves behind: an embedded server's data, and alice's order as a page."""
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def database() -> Iterator[tuple[str, str]]:
             f"{where}.\n  DROP SCHEMA {SCHEMA} CASCADE removes it; without DATABASE_URL it has a server of its own",
         )
         return
-    with embedded(data=ROOT / ".demo", durable=True) as server:
+    with embedded(data=FOLDER, durable=True) as server:
         yield server.url, f"PostgreSQL {server.version}, {server.how}, its data in .demo"
 
 
