@@ -2,6 +2,7 @@
 
 EXECUTIONS = "saga_executions"
 LOGS = "saga_logs"
+ARCHIVES = "saga_archives"
 VERSION_TABLE = "saga_store_version"
 # By what it is, for its name may have been taken.
 SEQUENCE = f"CASE WHEN to_regclass('{LOGS}') IS NOT NULL THEN pg_get_serial_sequence('{LOGS}', 'id') END"
@@ -12,8 +13,14 @@ _MAX_IDENTIFIER_BYTES = 63
 _RESERVED_ROLES = {"public", "none"}
 
 # What the application gets. Whoever only looks gets SELECT, and nothing on the sequence.
-_WANTED = {EXECUTIONS: "SELECT, INSERT, UPDATE", LOGS: "SELECT, INSERT", VERSION_TABLE: "SELECT", SEQUENCE: "USAGE"}
-_WANTED_TO_READ = {EXECUTIONS: "SELECT", LOGS: "SELECT", VERSION_TABLE: "SELECT", SEQUENCE: ""}
+_WANTED = {
+    EXECUTIONS: "SELECT, INSERT, UPDATE",
+    LOGS: "SELECT, INSERT",
+    ARCHIVES: "SELECT",
+    VERSION_TABLE: "SELECT",
+    SEQUENCE: "USAGE",
+}
+_WANTED_TO_READ = {EXECUTIONS: "SELECT", LOGS: "SELECT", ARCHIVES: "SELECT", VERSION_TABLE: "SELECT", SEQUENCE: ""}
 
 _SCRIPT = """\
 -- {role_name} may {may}, and no more.
@@ -42,7 +49,7 @@ END
 $place$;
 
 -- Whatever it was granted before ends here, by default privileges, too; nobody sees the moment in between.
-REVOKE ALL ON TABLE {executions}, {logs}, {version} FROM {role};
+REVOKE ALL ON TABLE {executions}, {logs}, {archives}, {version} FROM {role};
 {grants}
 
 -- The sequence has another name where this one was taken.
@@ -136,11 +143,11 @@ UNION ALL SELECT 'it may not use the schema' FROM me WHERE NOT has_schema_privil
 def grants(role: str, *, schema: str | None = "public", read_only: bool = False) -> str:
     """Return the SQL that lets a role use the storage, and no more: a script in one transaction, for psql.
 
-    With it the role may read, insert and update ``saga_executions``, read and insert ``saga_logs``, and read the
-    version table; ``read_only``, for views and reports: read the three, and nothing else. It may neither change nor
-    delete history, nor delete sagas, nor alter the tables, nor turn back their sequence: what it was granted on them
-    before is revoked. The script fails, and changes nothing, if the role doesn't exist, if a table doesn't, or if the
-    role could do more than that all the same, as the owner of the tables could.
+    With it the role may read, insert and update ``saga_executions``, read and insert ``saga_logs``, and read the ledger
+    of archives and the version table; ``read_only``, for views and reports: read the four, and nothing else. It may
+    neither change nor delete history, nor delete sagas, nor alter the tables, nor turn back their sequence: what it was
+    granted on them before is revoked. The script fails, and changes nothing, if the role doesn't exist, if a table
+    doesn't, or if the role could do more than that all the same, as the owner of the tables could.
 
     Args:
         role: The role that the application connects as, spelled as in ``pg_roles``.
@@ -164,6 +171,7 @@ def grants(role: str, *, schema: str | None = "public", read_only: bool = False)
         role_text=_literal(role),
         executions=EXECUTIONS,
         logs=LOGS,
+        archives=ARCHIVES,
         version=VERSION_TABLE,
         grants="\n".join(f"GRANT {wanted[table]} ON TABLE {table} TO {_identifier(role)};" for table in tables),
         sequence=""

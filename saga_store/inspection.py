@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -136,6 +136,8 @@ class SagaSummary:
         silent_for: For how long neither its row nor its history has changed, interventions left out.
         last_entry: The last entry of its history that is no intervention.
         last_error: The last FAILED entry of a step that hasn't succeeded since.
+        archived_at: When it was archived and let go, so that this is its stub; None: it is here.
+        retain_until: Until when it is held, whatever a policy says; ``datetime.max`` in UTC until it is released.
     """
 
     id: UUID
@@ -152,6 +154,8 @@ class SagaSummary:
     silent_for: timedelta
     last_entry: SagaLogEntry | None
     last_error: SagaLogEntry | None
+    archived_at: datetime | None = None
+    retain_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +294,14 @@ class SagaFigures:
         table_bytes: How big a table is, by its name and by part: heap, toast, indexes.
         dead_tuples: How many dead rows a table has, as the statistics have it.
         estimated: The names of those figures that are estimates in this answer.
+        hot_share: Of the updates of a table's rows, how many needed no index entry, 0 to 1; None without updates.
+        last_vacuum: When a table was last vacuumed, by itself or by a person; None: never since the statistics began.
+        retention_lag: For how long the oldest saga that should have been let go has been so, as far as a walk of 20,000
+            rows from where the last archive ended tells; None if no policy was given.
+        archived_sagas: How many sagas have been let go.
+        archived_bytes: How big the objects of their archives are together.
+        archives_failed_24h: How many archives have failed that were begun in the last 24 hours.
+        last_archived_at: When an archive was last verified.
     """
 
     unfinished: Mapping[tuple[str, SagaCondition], int]
@@ -301,6 +313,13 @@ class SagaFigures:
     table_bytes: Mapping[tuple[str, str], int]
     dead_tuples: Mapping[str, int]
     estimated: tuple[str, ...] = ()
+    hot_share: Mapping[str, float | None] = field(default_factory=dict)
+    last_vacuum: Mapping[str, datetime | None] = field(default_factory=dict)
+    retention_lag: timedelta | None = None
+    archived_sagas: int = 0
+    archived_bytes: int = 0
+    archives_failed_24h: int = 0
+    last_archived_at: datetime | None = None
 
 
 class AttemptState(StrEnum):

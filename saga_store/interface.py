@@ -49,6 +49,7 @@ from saga_store.retention_model import (
     ArchiveState,
     ArchivingTurn,
     Restored,
+    Retention,
     RetentionSnapshot,
     SagaArchive,
     SagaMark,
@@ -443,12 +444,21 @@ class IInspectionStorage(ISagaStorage):
 
     @abc.abstractmethod
     async def get_figures(
-        self, *, stale_after: timedelta = timedelta(minutes=10), max_attempts: int = 5
+        self,
+        *,
+        stale_after: timedelta = timedelta(minutes=10),
+        max_attempts: int = 5,
+        retention: Retention | None = None,
     ) -> SagaFigures:
         """Count what is worth counting all day.
 
+        Args:
+            stale_after: After how much silence a saga counts as stale.
+            max_attempts: After how many recovery attempts one counts as exhausted.
+            retention: The policy that sagas are let go by, to tell how far that lags behind.
+
         Raises:
-            InvalidSagaDataError: A negative duration or number of attempts.
+            InvalidSagaDataError: A negative duration or number of attempts, an impossible policy.
         """
 
     @abc.abstractmethod

@@ -29,6 +29,7 @@ from saga_store.inspection import (
     record_prefix,
 )
 from saga_store.model import UNFINISHED, SagaLogEntry, SagaStatus
+from saga_store.retention_model import ArchiveState, SagaArchive
 from saga_store.validation import decode_context
 
 
@@ -55,6 +56,10 @@ class Row(Protocol):
     def created_at(self) -> datetime: ...
     @property
     def updated_at(self) -> datetime: ...
+    @property
+    def archived_at(self) -> datetime | None: ...
+    @property
+    def retain_until(self) -> datetime | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ class MemoryViews:
     rows: Sequence[Row]
     history: Callable[[UUID], Sequence[SagaLogEntry]]
     now: datetime
+    archives: Sequence[SagaArchive] = ()
 
     def find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
         found, is_partial = self.look(query)
@@ -126,6 +132,8 @@ class MemoryViews:
             silent_for=max(self.now - since, timedelta()),
             last_entry=seen.last,
             last_error=seen.error,
+            archived_at=row.archived_at,
+            retain_until=row.retain_until,
         )
 
     def interventions(self, since: datetime, by: str | None, limit: int, after: int | None) -> InterventionPage:
@@ -160,6 +168,15 @@ class MemoryViews:
             log_entries=max(entries, default=0),
             table_bytes={},
             dead_tuples={},
+            archived_sagas=sum(archive.removed for archive in self.archives),
+            archived_bytes=sum(archive.bytes for archive in self.archives if archive.state is not ArchiveState.FAILED),
+            archives_failed_24h=sum(
+                archive.state is ArchiveState.FAILED and archive.begun_at >= self.now - FINISHED_WINDOW
+                for archive in self.archives
+            ),
+            last_archived_at=max(
+                (archive.archived_at for archive in self.archives if archive.archived_at is not None), default=None
+            ),
         )
 
     def _condition(self, row: Row, max_attempts: int) -> SagaCondition:

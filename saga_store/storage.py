@@ -7,11 +7,12 @@ which two of them could drift apart.
 import abc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
+from saga_store.errors import InvalidSagaDataError, SagaArchivedError, SagaConcurrencyError, SagaStoreError
 from saga_store.inspection import (
     CONTEXT_SHOWN,
     HISTORY_SEEN,
@@ -48,6 +49,8 @@ from saga_store.model import (
     SagaStepStatus,
     StepAction,
 )
+from saga_store.retention_model import Retention
+from saga_store.retention_storage import RetentionStorage, checked_terms
 from saga_store.run import SagaRun
 from saga_store.validation import (
     DEFAULT_MAX_CONTEXT_BYTES,
@@ -60,9 +63,9 @@ from saga_store.validation import (
     valid_last_seen,
     valid_name,
     valid_period,
+    valid_person,
     valid_status,
     valid_step,
-    valid_text,
     valid_version,
 )
 from saga_store.write import Claim, Lease, Outcome, Settlement, Write, checked
@@ -82,7 +85,7 @@ class SagaState(NamedTuple):
     version: int
 
 
-class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
+class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspectionStorage):
     """Base of the storages: give it ``_apply``, ``_claim`` and the reads, and it keeps the contract."""
 
     _max_context_bytes = DEFAULT_MAX_CONTEXT_BYTES
@@ -340,9 +343,19 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
         return await self._peek(valid_id(saga_id), valid_count("most", most))
 
     async def get_figures(
-        self, *, stale_after: timedelta = STALE_AFTER, max_attempts: int = MAX_ATTEMPTS
+        self,
+        *,
+        stale_after: timedelta = STALE_AFTER,
+        max_attempts: int = MAX_ATTEMPTS,
+        retention: Retention | None = None,
     ) -> SagaFigures:
-        return await self._fetch_figures(checked_query(SagaQuery(stale_after=stale_after, max_attempts=max_attempts)))
+        query = checked_query(SagaQuery(stale_after=stale_after, max_attempts=max_attempts))
+        terms = None if retention is None else checked_terms(retention)
+        figures = await self._fetch_figures(query)
+        if terms is None:
+            return figures
+        lag = await self._fetch_lag(terms)
+        return replace(figures, retention_lag=lag, estimated=(*figures.estimated, "retention_lag"))
 
     async def settle_step(  # noqa: PLR0913 - as in the interface
         self,
@@ -359,7 +372,7 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
                 valid_id(saga_id),
                 valid_entry_id(entry_id),
                 valid_end(status),
-                *_valid_person(by, reason),
+                *valid_person(by, reason),
                 valid_version(expected_version),
             )
         )
@@ -402,7 +415,7 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
     ) -> None:
         """Write what an operator decides on seeing the saga, with an entry in its history that says who and why."""
         valid_id(saga_id)
-        by, reason = _valid_person(by, reason)
+        by, reason = valid_person(by, reason)
         valid_version(expected_version)
         while True:
             saga = await self._fetch_state(saga_id)
@@ -420,6 +433,10 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
                 await self._write(decide(saga)._replace(steps=(entry,), expected_version=saga.version))
                 return
 
+    async def _with_archive(self, error: SagaArchivedError) -> SagaArchivedError:
+        """Return the error, and where the saga's record is, as far as that can be told."""
+        return error
+
     def _check_size(self, context: str) -> None:
         check_size(context, self._max_context_bytes)
 
@@ -427,6 +444,8 @@ class SagaStorage(IRecoveryStorage, IHistoryStorage, IInspectionStorage):
         if write.context is not None:
             self._check_size(write.context)
         outcome = await self._apply(write)
+        if isinstance(outcome, SagaArchivedError):
+            outcome = await self._with_archive(outcome)
         if isinstance(outcome, SagaStoreError):
             raise outcome
         return outcome
@@ -439,11 +458,3 @@ def _check_unfinished(saga_id: UUID, saga: SagaState) -> None:
 
 def _valid_page(field: str, limit: object) -> int:
     return min(valid_count(field, limit, least=1), _LONGEST_PAGE)
-
-
-def _valid_person(by: object, reason: object) -> tuple[str, str]:
-    """Return who intervenes, and why."""
-    by, reason = valid_name("by", by), valid_text("reason", reason)
-    if not reason:
-        raise InvalidSagaDataError("reason", "must not be empty; whoever reads the history will ask")
-    return by, reason

@@ -110,6 +110,18 @@ def valid_last_seen(after: object) -> int:
     return _valid_int("after", after, 0, _MAX_INT8)
 
 
+def valid_person(by: object, reason: object) -> tuple[str, str]:
+    """Return who intervenes, and why."""
+    by, reason = valid_name("by", by), valid_text("reason", reason)
+    if not reason:
+        raise InvalidSagaDataError("reason", "must not be empty; whoever reads the history will ask")
+    return by, reason
+
+
+def valid_big_count(field: str, count: object) -> int:
+    return _valid_int(field, count, 0, _MAX_INT8)
+
+
 def valid_count(field: str, count: object, *, least: int = 0) -> int:
     return _valid_int(field, count, least, MAX_INT4)
 
@@ -262,12 +274,16 @@ def _show(value: object) -> str:
 
 
 def _member(kind: type[_Status], value: object) -> _Status:
+    return valid_member("status", kind, value)
+
+
+def valid_member(field: str, kind: type[_Status], value: object) -> _Status:
     if isinstance(value, kind):
         return value
     for member in kind:
         if isinstance(value, str) and value == member:
             return member
-    raise InvalidSagaDataError("status", f"must be one of {', '.join(kind)}, not {_show(value)}")
+    raise InvalidSagaDataError(field, f"must be one of {', '.join(kind)}, not {_show(value)}")
 
 
 def valid_action(action: object) -> StepAction:

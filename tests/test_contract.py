@@ -28,15 +28,19 @@ from saga_store.testing import (
     ConcurrencyContract,
     Contract,
     HistoryStreamContract,
+    HoldContract,
     InspectionContract,
     InterventionContract,
     Joinable,
     LeaseContract,
     LeaseRaceContract,
     RecoveryStorageContract,
+    RetentionContract,
+    RetentionRaceContract,
     RunContract,
     RunRaceContract,
     SettlementRaceContract,
+    StubContract,
     TransactionContract,
     Transactions,
     VersionRaceContract,
@@ -103,6 +107,10 @@ class TestMemory(
     RowCountContract,
     InspectionContract,
     SettlementRaceContract,
+    HoldContract,
+    StubContract,
+    RetentionContract,
+    RetentionRaceContract,
 ):
     @pytest.fixture
     def unit(self, memory: MemoryDatabase) -> CheckpointUnit:
@@ -124,6 +132,7 @@ class TestMemoryTransaction(
     LeaseContract,
     RowCountContract,
     InspectionContract,
+    HoldContract,
 ):
     @pytest.fixture
     def transaction(self, memory: MemoryDatabase) -> Transactions[ICheckpointStorage]:
@@ -216,6 +225,12 @@ class TestPostgreSQLViews(PostgreSQLFixtures, InspectionContract, SettlementRace
         return unit_of("engine", engine)
 
 
+class TestPostgreSQLRetention(PostgreSQLFixtures, HoldContract, StubContract, RetentionContract, RetentionRaceContract):
+    @pytest.fixture
+    def unit(self, engine: AsyncEngine) -> CheckpointUnit:
+        return unit_of("engine", engine)
+
+
 class TestPostgreSQLTransaction(
     PostgreSQLFixtures,
     TransactionContract,
@@ -226,6 +241,7 @@ class TestPostgreSQLTransaction(
     LeaseContract,
     RowCountContract,
     InspectionContract,
+    HoldContract,
 ):
     @pytest.fixture
     def transaction(self, engine: AsyncEngine) -> Transactions[ICheckpointStorage]:
@@ -245,6 +261,8 @@ class TestSessionmaker(
     SettlementRaceContract,
     RunRaceContract,
     CommitIntoContract,
+    StubContract,
+    RetentionRaceContract,
 ):
     """What goes another way than with an engine: each kind of statement, where it is routed, alone and in a crowd."""
 
@@ -266,6 +284,7 @@ class TestSession(
     InterventionContract,
     LeaseContract,
     InspectionContract,
+    HoldContract,
 ):
     """What goes another way than with a connection: each kind of statement, in a transaction that the session began."""
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What the example of an application's own revisions leads to; it is pinned, as such revisions are.
 PINNED = "saga_store_0003"
-OURS = {"saga_executions", "saga_logs", "saga_store_version"}
+OURS = {"saga_executions", "saga_logs", "saga_archives", "saga_store_version"}
 
 
 @dataclass(frozen=True)

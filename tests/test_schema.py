@@ -113,7 +113,10 @@ class TestCheck:
             ),
             (
                 "ALTER TABLE saga_executions RESET (fillfactor)",
-                "table saga_executions: is ordinary, should be ordinary, fillfactor=80",
+                (
+                    "table saga_executions: is ordinary, autovacuum_vacuum_scale_factor=0.02, "
+                    "should be ordinary, autovacuum_vacuum_scale_factor=0.02, fillfactor=80"
+                ),
             ),
             (
                 "CREATE TRIGGER audit BEFORE UPDATE ON saga_logs EXECUTE FUNCTION suppress_redundant_updates_trigger()",

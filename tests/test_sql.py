@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from saga_store.model import SagaStatus
-from saga_store.sqlalchemy import inspection_sql, read_sql
+from saga_store.sqlalchemy import inspection_sql, read_sql, retention_sql
 from saga_store.sqlalchemy.statement import Statement
 from tests.test_repository import SAVES
 
@@ -31,6 +31,7 @@ STATEMENTS = {
     **{f"write {name}": statement for name, statement in SAVES.items() if name.count(";") != 1},
     **constants(read_sql, "read"),
     **constants(inspection_sql, "inspect"),
+    **constants(retention_sql, "retain"),
     "inspect find": inspection_sql.find(_FIND, _KINDS, samples=False),
     "inspect find, sampled": inspection_sql.find(_FIND, _KINDS, samples=True),
     "inspect count": inspection_sql.count(frozenset({"name"}), _KINDS, samples=False),
@@ -73,5 +74,5 @@ def test_every_table_is_in_the_schema_that_was_named(name: str) -> None:
     """So that nothing is found along the search path."""
     spelled = STATEMENTS[name].spelled('a"%b')
     for sql, schema in ((spelled.numbered, '"a""%b".'), (spelled.named, '"a""%%b".')):
-        tables = re.findall(r"(\S*)\bsaga_(?:executions|logs|store_version)\b(?!_)", sql)
+        tables = re.findall(r"(\S*)\bsaga_(?:executions|logs|archives|store_version)\b(?!_)", sql)
         assert all(found.endswith(schema) for found in tables)

@@ -84,6 +84,10 @@ class Target(abc.ABC):
     def transaction(self, attempt: Attempt) -> AbstractAsyncContextManager["Transaction"]:
         """Give a transaction at READ COMMITTED, committed on leaving; or the caller's own."""
 
+    def snapshot(self, attempt: Attempt) -> AbstractAsyncContextManager["Transaction"]:
+        """Give a transaction that reads one moment, and can't write."""
+        raise NotImplementedError
+
     @asynccontextmanager
     async def holding(self) -> AsyncIterator["Target"]:
         """Give a target for statements that follow each other closely; it may keep its connection meanwhile."""
@@ -120,6 +124,14 @@ class PoolTarget(Target):
         self._begin(attempt)
         async with AsyncEngine(self.engine).connect() as connection:
             await connection.execution_options(isolation_level=_ISOLATION)
+            async with connection.begin():
+                yield Transaction(connection, self.schema, attempt)
+
+    @asynccontextmanager
+    async def snapshot(self, attempt: Attempt) -> AsyncIterator[Transaction]:
+        self._begin(attempt)
+        async with AsyncEngine(self.engine).connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             async with connection.begin():
                 yield Transaction(connection, self.schema, attempt)
 

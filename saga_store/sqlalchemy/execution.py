@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeVar
@@ -188,6 +188,29 @@ class Executor:
                 self.observer.resolved(error)
         return error
 
+    @asynccontextmanager
+    async def open(
+        self, *, snapshot: bool = False
+    ) -> AsyncIterator[Callable[[Statement, Parameters], Awaitable[Rows]]]:
+        """Give what runs statements in one transaction, which lasts; nothing is tried again.
+
+        Args:
+            snapshot: Whether it reads one moment, and writes nothing.
+        """
+        attempt = Attempt()
+        begin = self._target.snapshot if snapshot else self._target.transaction
+        async with AsyncExitStack() as stack:
+            async with _translated(attempt):
+                transaction = await stack.enter_async_context(begin(attempt))
+
+            async def run(statement: Statement, parameters: Parameters) -> Rows:
+                async with _translated(attempt):
+                    return await transaction.execute(statement, parameters)
+
+            yield run
+            async with _translated(attempt):
+                await stack.aclose()
+
     async def _again(
         self, call: Callable[[Attempt], Awaitable[_T]], if_lost: UnknownOutcomeError | None
     ) -> _T | Failure:
@@ -223,6 +246,17 @@ class Executor:
             return failure
         self.news.tell()
         return answer
+
+
+@asynccontextmanager
+async def _translated(attempt: Attempt) -> AsyncIterator[None]:
+    try:
+        yield
+    except SagaStoreError:
+        raise
+    except Exception as exc:
+        failure = await _failure(exc, attempt, None)
+        raise failure.error from exc
 
 
 async def _failure(exc: Exception, attempt: Attempt, if_lost: UnknownOutcomeError | None) -> Failure:

@@ -36,7 +36,10 @@ _STANDING = f"""
         WHEN recovery_attempts >= CAST(:max_attempts AS integer) THEN 'exhausted'
         WHEN lease_expires_at IS NOT NULL THEN 'abandoned'
         ELSE 'active' END"""
-_ROW = "id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at"
+_ROW = (
+    "id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at, archived_at, "
+    "retain_until"
+)
 
 
 def _moment(parameter: str) -> str:
@@ -216,7 +219,7 @@ _IS_PARTIAL = f"(SELECT COALESCE(bool_or(position > {SAGAS_SEEN}), FALSE) FROM p
 @cache
 def find(asked: frozenset[str], kinds: tuple[SagaStatus, ...], *, samples: bool) -> Statement:
     """Return a statement that lists sagas; its first row tells the time, and whether not all was looked at."""
-    moments = ("s.lease_expires_at", "s.created_at", "s.updated_at", "s.since")
+    moments = ("s.lease_expires_at", "s.created_at", "s.updated_at", "s.since", "s.archived_at", "s.retain_until")
     row = _answer(
         "s.id",
         *map(_utc, moments),
@@ -274,11 +277,13 @@ ORDER BY l.id DESC
 """)
 
 
+# When a saga was archived, in an array, which is NULL if there is no such saga.
+_ARCHIVED = f"json_build_array({_utc('archived_at')})"
 # The end of a history. Its first row tells whether there is such a saga, and how many entries there are.
 RECENT_HISTORY = Statement(f"""
 (SELECT {
     _answer(
-        "EXISTS (SELECT FROM saga_executions WHERE id = CAST(CAST(:saga_id AS text) AS uuid))",
+        f"(SELECT {_ARCHIVED} FROM saga_executions WHERE id = CAST(CAST(:saga_id AS text) AS uuid))",
         "(SELECT count(*) FROM saga_logs WHERE saga_id = CAST(CAST(:saga_id AS text) AS uuid)"
         " AND id > CAST(:after AS bigint))",
     )
@@ -298,9 +303,11 @@ ORDER BY l.id)
 
 # Its size is that of the JSON text as it is kept, which the server has to unpack for that, but not to send.
 CONTEXT = Statement(f"""
-SELECT {_answer("octet_length(text)", "CASE WHEN octet_length(text) <= CAST(:most AS integer) THEN text END")} AS answer
+SELECT {
+    _answer("archived", "octet_length(text)", "CASE WHEN octet_length(text) <= CAST(:most AS integer) THEN text END")
+} AS answer
 FROM (
-    SELECT CAST(context AS text) AS text
+    SELECT {_ARCHIVED} AS archived, CAST(context AS text) AS text
     FROM saga_executions
     WHERE id = CAST(CAST(:saga_id AS text) AS uuid)
     OFFSET 0
@@ -311,7 +318,10 @@ FROM (
 def _of_table(table: str) -> str:
     oid = f"CAST('{table}' AS regclass)"
     parts = (f"pg_relation_size({oid})", f"pg_table_size({oid}) - pg_relation_size({oid})", f"pg_indexes_size({oid})")
-    return f"json_build_array({', '.join(parts)}, pg_stat_get_dead_tuples({oid}))"
+    vacuumed = f"GREATEST(pg_stat_get_last_vacuum_time({oid}), pg_stat_get_last_autovacuum_time({oid}))"
+    counts = (f"pg_stat_get_tuples_{kind}({oid})" for kind in ("updated", "hot_updated"))
+    figures = (*parts, f"pg_stat_get_dead_tuples({oid})", *counts, _utc(vacuumed))
+    return f"json_build_array({', '.join(figures)})"
 
 
 # Of the oldest unfinished sagas histories are read; of the rest the row has to do, and there is an end to counting, so
@@ -360,14 +370,27 @@ SELECT {
         "(SELECT id FROM saga_logs ORDER BY id DESC LIMIT 1)",
         _of_table("saga_executions"),
         _of_table("saga_logs"),
+        "has_table_privilege(CAST('saga_archives' AS regclass), 'SELECT')",
     )
 } AS answer
+""")
+# For those who may read it.
+LEDGER = Statement(f"""
+SELECT {
+    _answer(
+        "COALESCE(sum(removed), 0)",
+        "COALESCE(sum(bytes) FILTER (WHERE state <> 'FAILED'), 0)",
+        f"count(*) FILTER (WHERE state = 'FAILED' AND begun_at >= {_ago('window')})",
+        _utc("max(archived_at)"),
+    )
+} AS answer
+FROM saga_archives
 """)
 
 # The saga's row, locked. What is in doubt is asked after that, by a statement of its own, for its snapshot has to be
 # younger than the lock, which whoever logs a step takes, too.
 LOCK = Statement(f"""
-SELECT {_answer("status", "recovery_attempts", "lease_owner", "version")} AS answer
+SELECT {_answer(_ARCHIVED, "status", "recovery_attempts", "lease_owner", "version")} AS answer
 FROM saga_executions
 WHERE id = CAST(CAST(:saga_id AS text) AS uuid)
 FOR NO KEY UPDATE

@@ -13,13 +13,14 @@ from typing import cast
 
 from saga_store.errors import (
     SagaAlreadyExistsError,
+    SagaArchivedError,
     SagaConcurrencyError,
     SagaNotFoundError,
     UnknownOutcomeError,
 )
 from saga_store.sqlalchemy.execution import Executor, Failure, Retries, Retry
 from saga_store.sqlalchemy.read_sql import RECENT_WRITES
-from saga_store.sqlalchemy.wire import read_text
+from saga_store.sqlalchemy.wire import lasting, read_text
 from saga_store.sqlalchemy.write_parameters import ids_as_text, of_all
 from saga_store.sqlalchemy.write_sql import KEPT, explain
 from saga_store.write import Outcome, Write
@@ -73,9 +74,9 @@ async def judge(executor: Executor, write: Write) -> Outcome:
     rows = await executor.execute(RECENT_WRITES, {"saga_ids": ids_as_text([write.saga_id])})
     if not rows:
         return SagaNotFoundError(write.saga_id)
-    [(_, version, recent)] = rows
+    [(_, version, recent, archived_at)] = rows
     refused = _begun(write, executor.retry_for)
-    _judge(refused, version, read_ids(recent))
+    _judge(refused, version, read_ids(recent), archived_at)
     return _unknown(refused, None) if refused.outcome is None else refused.outcome
 
 
@@ -100,7 +101,7 @@ async def _write_again(executor: Executor, sent: Sequence[_Sent]) -> bool:
             return await _write_again(executor, sent[:middle]) and await _write_again(executor, sent[middle:])
         return True
     refused = []
-    for one, (_, written, _, _, _, is_there) in zip(sent, sorted(rows, key=itemgetter(0)), strict=True):
+    for one, (_, written, *_, is_there) in zip(sent, sorted(rows, key=itemgetter(0)), strict=True):
         if written is not None:
             one.decide(cast("int", written))
         elif one.write.creates or not is_there:
@@ -116,7 +117,7 @@ async def _judge_refused(executor: Executor, refused: Sequence[_Sent]) -> None:
     rows = await executor.attempt(RECENT_WRITES, {"saga_ids": saga_ids})
     if isinstance(rows, Failure):
         return
-    found = {saga_id.int: (version, read_ids(recent)) for saga_id, version, recent in rows}
+    found = {saga_id.int: (version, read_ids(recent), archived_at) for saga_id, version, recent, archived_at in rows}
     for one in refused:
         if one.write.saga_id.int in found:
             _judge(one, *found[one.write.saga_id.int])
@@ -127,12 +128,12 @@ def read_ids(sent: bytes | None) -> list[int]:
     return [int(number) for number in read_text(sent).strip("{}").split(",") if number] if sent else []
 
 
-def _judge(refused: _Sent, version: int, recent: Sequence[int]) -> None:
+def _judge(refused: _Sent, version: int, recent: Sequence[int], archived_at: bytes | None) -> None:
     write, expected = refused.write, cast("int", refused.write.expected_version)
     if write.write_id in recent:
         refused.decide(leads_to(write))
     elif version <= expected:
-        return  # the first attempt, if it is under way still, could yet succeed
+        return  # the first attempt, if it is under way still, could yet succeed; at a stub, if that is restored
     elif write.write_id is not None and not cannot_have_been_dropped(write, version, recent):
         # No attempt will ever tell.
         refused.give_up(
@@ -141,6 +142,8 @@ def _judge(refused: _Sent, version: int, recent: Sequence[int]) -> None:
         )
     elif write.creates:
         refused.decide(SagaAlreadyExistsError(write.saga_id))
+    elif archived_at is not None:
+        refused.decide(SagaArchivedError(write.saga_id, None, lasting(archived_at)))
     else:
         refused.decide(SagaConcurrencyError(write.saga_id, expected, version))
 

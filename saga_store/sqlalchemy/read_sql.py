@@ -7,7 +7,7 @@ column. How it travels is told in wire.py.
 from saga_store.sqlalchemy.statement import Statement
 
 RECENT_WRITES = Statement("""
-SELECT id, CAST(version AS bigint), convert_to(CAST(recent_writes AS text), 'UTF8')
+SELECT id, CAST(version AS bigint), convert_to(CAST(recent_writes AS text), 'UTF8'), timestamptz_send(archived_at)
 FROM saga_executions
 WHERE id = ANY (CAST(CAST(:saga_ids AS text) AS uuid[]))
 """)
@@ -23,11 +23,14 @@ _ENTRY = """
     convert_to(l.details, 'UTF8'), timestamptz_send(l.created_at)
 """
 
-SAGA = Statement(f"SELECT {_EXECUTION} FROM saga_executions WHERE id = :saga_id")  # noqa: S608 - put together from constants
+# What is read of one saga ends by when it was archived, if it is the stub of one that was let go.
+_STUB = "timestamptz_send(archived_at)"
+
+SAGA = Statement(f"SELECT {_EXECUTION}, {_STUB} FROM saga_executions WHERE id = :saga_id")  # noqa: S608 - put together from constants
 
 # The outer join tells a saga without history (one row of NULLs) from one that isn't there (no row).
 HISTORY = Statement(f"""
-SELECT {_ENTRY}
+SELECT {_ENTRY}, {_STUB}
 FROM saga_executions e
 LEFT JOIN saga_logs l ON l.saga_id = e.id
 WHERE e.id = :saga_id
@@ -36,7 +39,7 @@ ORDER BY l.id
 
 # LATERAL, so that the limit is one of entries and a saga without any still gives a row.
 HISTORY_PAGE = Statement(f"""
-SELECT {_ENTRY}
+SELECT {_ENTRY}, {_STUB}
 FROM saga_executions e
 LEFT JOIN LATERAL (
     SELECT *
@@ -119,7 +122,7 @@ WHERE id = :saga_id
 
 # As in HISTORY, a saga with nothing in doubt gives one row of NULLs, and a missing one none.
 IN_DOUBT = Statement(f"""
-SELECT {_ENTRY}
+SELECT {_ENTRY}, {_STUB}
 FROM saga_executions e
 LEFT JOIN saga_logs l ON l.saga_id = e.id AND l.status = 'STARTED' AND NOT EXISTS (
     SELECT FROM saga_logs later
@@ -141,9 +144,18 @@ ORDER BY name
 # Enough to decide by, of a saga whose row may not be readable otherwise.
 STATE = Statement("""
 SELECT convert_to(status, 'UTF8'), CAST(recovery_attempts AS bigint), convert_to(lease_owner, 'UTF8'),
-    CAST(version AS bigint)
+    CAST(version AS bigint), timestamptz_send(archived_at)
 FROM saga_executions
 WHERE id = :saga_id
+""")
+
+# Where the record of a stub is; who may read sagas may not be allowed to read the ledger.
+MAY_READ_LEDGER = Statement("SELECT has_table_privilege(CAST('saga_archives' AS regclass), 'SELECT')")
+ARCHIVE_OF = Statement("""
+SELECT convert_to(a.uri, 'UTF8')
+FROM saga_executions e
+JOIN saga_archives a ON a.archived_at = e.archived_at
+WHERE e.id = :saga_id
 """)
 
 REVISION = Statement("SELECT convert_to(version_num, 'UTF8') FROM saga_store_version")

@@ -46,12 +46,13 @@ from saga_store.sqlalchemy.read_sql import (
     STALE,
     STATE,
 )
+from saga_store.sqlalchemy.retention import KeepingStorage
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.views import Views
 from saga_store.sqlalchemy.wire import Parameters, Rows, read_moment, read_text
 from saga_store.sqlalchemy.write_parameters import ids_as_text
 from saga_store.sqlalchemy.writer import Writer
-from saga_store.storage import SagaState, SagaStorage
+from saga_store.storage import SagaState
 from saga_store.telemetry import Telemetry
 from saga_store.validation import (
     DEFAULT_MAX_CONTEXT_BYTES,
@@ -69,7 +70,7 @@ _logger = logging.getLogger("saga_store")
 RETRY_FOR = timedelta(seconds=5)
 
 
-class SqlAlchemySagaStorage(SagaStorage):
+class SqlAlchemySagaStorage(KeepingStorage):
     """Saga storage in PostgreSQL.
 
     Args:
@@ -199,13 +200,16 @@ class SqlAlchemySagaStorage(SagaStorage):
         rows = await self._execute(SAGA, {"saga_id": saga_id})
         if not rows:
             raise SagaNotFoundError(saga_id)
-        return _execution(*rows[0])
+        *row, archived_at = rows[0]
+        await self._check_here(saga_id, archived_at)
+        return _execution(*row)
 
     async def _fetch_state(self, saga_id: UUID) -> SagaState:
         rows = await self._execute(STATE, {"saga_id": saga_id})
         if not rows:
             raise SagaNotFoundError(saga_id)
-        status, attempts, owner, version = rows[0]
+        status, attempts, owner, version, archived_at = rows[0]
+        await self._check_here(saga_id, archived_at)
         return SagaState(_replaced(status), attempts, None if owner is None else _replaced(owner), version)
 
     async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
@@ -238,8 +242,9 @@ class SqlAlchemySagaStorage(SagaStorage):
         rows = await self._execute(statement, {"saga_id": saga_id, **parameters})
         if not rows:
             raise SagaNotFoundError(saga_id)
+        await self._check_here(saga_id, rows[0][-1])
         # A saga without such entries comes as one row of NULLs.
-        return [_log_entry(saga_id, *row) for row in rows if row[0] is not None]
+        return [_log_entry(saga_id, *entry) for *entry, _ in rows if entry[0] is not None]
 
     async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
         rows = await self._execute(HOLDS, {"saga_id": saga_id, "owner": owner, "version": version})
@@ -247,7 +252,7 @@ class SqlAlchemySagaStorage(SagaStorage):
 
     async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:
         rows = await self._execute(RECENT_WRITES, {"saga_ids": ids_as_text([saga_id])})
-        return [write_id for (_, _, recent) in rows for write_id in read_ids(recent)]
+        return [write_id for (_, _, recent, _) in rows for write_id in read_ids(recent)]
 
     async def _claim(self, claim: Claim) -> list[SagaExecution]:
         """Claim until there are as many as asked for that can be read, or no more.
@@ -297,16 +302,16 @@ class SqlAlchemySagaStorage(SagaStorage):
         return await self._views.interventions(since, by, limit, after)
 
     async def _fetch_recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
-        return await self._views.recent(saga_id, limit, after)
+        return await self._naming_archive(self._views.recent(saga_id, limit, after))
 
     async def _peek(self, saga_id: UUID, most: int) -> ContextPeek:
-        return await self._views.peek(saga_id, most)
+        return await self._naming_archive(self._views.peek(saga_id, most))
 
     async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
         return await self._views.figures(query)
 
     async def _settle(self, settlement: Settlement) -> None:
-        await self._views.settle(settlement)
+        await self._naming_archive(self._views.settle(settlement))
 
 
 def _readable(rows: Rows) -> list[SagaExecution]:

@@ -16,21 +16,23 @@ from sqlalchemy import (
     MetaData,
     String,
     Text,
+    UniqueConstraint,
     Uuid,
     event,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-REVISION = "saga_store_0005"
+REVISION = "saga_store_0007"
 """The migration that this release needs."""
 
 _NOW = text("now()")
+_ZERO = text("0")
 _UNFINISHED = text("status IN ('PENDING', 'RUNNING', 'COMPENSATING')")
 
 
 class Base(DeclarativeBase):
-    """Base of the mapped classes; ``Base.metadata`` holds both tables."""
+    """Base of the mapped classes; ``Base.metadata`` holds the tables."""
 
     metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s"})
 
@@ -73,6 +75,14 @@ class SagaExecutionModel(Base):
         ARRAY(BigInteger),
         comment="Ids of the last writes that expected a version, so that one whose answer got lost is recognised",
     )
+    archived_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True),
+        comment="This is a stub, and its record is in the archive of that time; NULL: the saga is here",
+    )
+    retain_until: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True),
+        comment="It is held: kept until then, whatever a policy says; infinity: until it is released",
+    )
     __table_args__ = (
         CheckConstraint(
             "status IN ('PENDING', 'RUNNING', 'COMPENSATING', 'COMPLETED', 'FAILED')",
@@ -80,6 +90,12 @@ class SagaExecutionModel(Base):
         ),
         # Half a lease is none.
         CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="ck_saga_executions_lease"),
+        # Nothing is written to a stub, also by those who don't know of any.
+        CheckConstraint(
+            "archived_at IS NULL OR (status IN ('COMPLETED', 'FAILED') AND lease_owner IS NULL "
+            "AND updated_at <= archived_at AND CAST(context AS text) = '{}')",
+            name="ck_saga_executions_stub",
+        ),
         # Sagas by age: reports, and deleting the oldest.
         Index("ix_saga_executions_created_at", "created_at"),
         # What recovery scans: the living sagas only, by a column that never changes.
@@ -91,8 +107,11 @@ class SagaExecutionModel(Base):
 
 
 # SQLAlchemy 2.0 has no option for it.
-_FILLFACTOR = DDL("ALTER TABLE saga_executions SET (fillfactor = 80)")  # type: ignore[no-untyped-call] # SQLAlchemy's
-event.listen(Base.metadata, "after_create", _FILLFACTOR)
+for _options in (
+    "ALTER TABLE saga_executions SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02)",
+    "ALTER TABLE saga_logs SET (autovacuum_vacuum_scale_factor = 0.02)",
+):
+    event.listen(Base.metadata, "after_create", DDL(_options))  # type: ignore[no-untyped-call] # SQLAlchemy's
 
 
 class SagaLogModel(Base):
@@ -125,4 +144,44 @@ class SagaLogModel(Base):
         # What persons did: a few entries among many.
         Index("ix_saga_logs_interventions", "id", postgresql_where=text("starts_with(step_name, 'saga_store.')")),
         {"comment": "The history of every saga; rows are only ever added (saga-store)"},
+    )
+
+
+class SagaArchiveModel(Base):
+    """A row of ``saga_archives``."""
+
+    __tablename__ = "saga_archives"
+
+    id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, comment="The archiver's id for the archive")
+    uri: Mapped[str | None] = mapped_column(Text, comment="Where its object is; NULL: sagas were removed without one")
+    state: Mapped[str] = mapped_column(
+        String(32), comment="WRITING, VERIFIED: its sagas may become stubs, REMOVED: they have; FAILED"
+    )
+    archived_by: Mapped[str] = mapped_column(String(255), comment="Who archived")
+    begun_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=_NOW, comment="When it was registered, by the database's clock"
+    )
+    archived_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True),
+        comment="When it was verified; its stubs have the same time, and those of no other archive",
+    )
+    removed_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True), comment="When the last of its sagas became a stub"
+    )
+    sha256: Mapped[str | None] = mapped_column(String(64), comment="Of its object")
+    sagas: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO, comment="How many sagas it holds")
+    entries: Mapped[int] = mapped_column(
+        BigInteger, server_default=_ZERO, comment="How many entries they have together"
+    )
+    bytes: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO, comment="How big its object is")
+    removed: Mapped[int] = mapped_column(
+        BigInteger, server_default=_ZERO, comment="How many of its sagas have become stubs by it"
+    )
+    watermark: Mapped[str | None] = mapped_column(Text, comment="Where its walk ended; NULL: at the end")
+    error: Mapped[str | None] = mapped_column(Text, comment="Why it failed")
+    __table_args__ = (
+        # A stub finds its archive by this.
+        UniqueConstraint("archived_at", name="uq_saga_archives_archived_at"),
+        CheckConstraint("state IN ('WRITING', 'VERIFIED', 'REMOVED', 'FAILED')", name="ck_saga_archives_state"),
+        {"comment": "The ledger of archives: what was let go, where its record is, and who let it go (saga-store)"},
     )

@@ -6,7 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from saga_store.errors import SagaNotFoundError, SagaUnreadableError, StorageUnavailableError, UnknownOutcomeError
+from saga_store.errors import (
+    SagaArchivedError,
+    SagaNotFoundError,
+    SagaUnreadableError,
+    StorageUnavailableError,
+    UnknownOutcomeError,
+)
 from saga_store.inspection import (
     FINISHED_WINDOW,
     MOST_COUNTED,
@@ -125,9 +131,8 @@ class Views:
 
     async def recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
         parameters = {"saga_id": str(saga_id), "limit": limit, "after": after}
-        (is_there, count), *rows = await self._look(sql.RECENT_HISTORY, parameters)
-        if not is_there:
-            raise SagaNotFoundError(saga_id)
+        (archived, count), *rows = await self._look(sql.RECENT_HISTORY, parameters)
+        _check_here(saga_id, archived)
         try:
             entries = [_entry(saga_id, *row) for (row,) in rows]
         except ValueError as exc:
@@ -136,9 +141,8 @@ class Views:
 
     async def peek(self, saga_id: UUID, most: int) -> ContextPeek:
         rows = await self._look(sql.CONTEXT, {"saga_id": str(saga_id), "most": most})
-        if not rows:
-            raise SagaNotFoundError(saga_id)
-        [(size, text)] = rows
+        archived, size, text = rows[0] if rows else (None, 0, None)
+        _check_here(saga_id, archived)
         try:
             context = None if text is None else decode_context(text)
         except (ValueError, RecursionError) as exc:
@@ -150,7 +154,12 @@ class Views:
     async def figures(self, query: SagaQuery) -> SagaFigures:
         parameters = {"window": FINISHED_WINDOW.total_seconds(), **_judging(query)}
         [row] = await self._look(sql.FIGURES, parameters)
-        groups, oldest, now, in_doubt, failed, living, all_rows, last_entry, executions, logs = row
+        groups, oldest, now, in_doubt, failed, living, all_rows, last_entry, executions, logs, may_read_ledger = row
+        archived, size, failures, last = (0, 0, 0, None)
+        if may_read_ledger:
+            [(archived, size, failures, last)] = await self._look(
+                sql.LEDGER, {"window": FINISHED_WINDOW.total_seconds()}
+            )
         estimated = ["finished"]
         if living > SAGAS_SEEN:
             estimated += ["unfinished", "in_doubt_steps"]
@@ -175,8 +184,16 @@ class Views:
                 for table, sizes in tables.items()
                 for part, size in zip(("heap", "toast", "indexes"), sizes, strict=False)
             },
-            dead_tuples={table: sizes[-1] for table, sizes in tables.items()},
+            dead_tuples={table: figures[3] for table, figures in tables.items()},
             estimated=tuple(estimated),
+            hot_share={table: figures[5] / figures[4] if figures[4] else None for table, figures in tables.items()},
+            last_vacuum={
+                table: None if figures[6] is None else _moment(figures[6]) for table, figures in tables.items()
+            },
+            archived_sagas=archived,
+            archived_bytes=size,
+            archives_failed_24h=failures,
+            last_archived_at=None if last is None else _moment(last),
         )
 
     async def settle(self, settlement: Settlement) -> None:
@@ -185,9 +202,8 @@ class Views:
         async def settle(transaction: Transaction, _: Attempt) -> None:
             asked: dict[str, object] = {"saga_id": str(saga_id), "entry_id": settlement.entry_id}
             locked = await _fetch(transaction, sql.LOCK, {"saga_id": asked["saga_id"]})
-            if not locked:
-                raise SagaNotFoundError(saga_id)
-            [(status, attempts, owner, version)] = locked
+            archived, status, attempts, owner, version = locked[0] if locked else (None, None, 0, None, 0)
+            _check_here(saga_id, archived)
             settlement.check_version(version)
             doubt = await _fetch(transaction, sql.DOUBT, asked)
             if not doubt:
@@ -216,6 +232,14 @@ class Views:
                 "ask for less: a shorter time, a name, a status",
                 error.sqlstate,
             ) from error.__cause__
+
+
+def _check_here(saga_id: UUID, archived: Sequence[str | None] | None) -> None:
+    """Raise if there is no such saga, or a stub of it: an array of when it was archived, which is NULL otherwise."""
+    if archived is None:
+        raise SagaNotFoundError(saga_id)
+    if archived[0] is not None:
+        raise SagaArchivedError(saga_id, None, _last_moment(archived[0]))
 
 
 async def _fetch(transaction: Transaction, statement: Statement, parameters: Parameters) -> list[list[Any]]:
@@ -275,6 +299,8 @@ def _summary(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the s
     created_at: str,
     updated_at: str,
     since: str,
+    archived_at: str | None,
+    retain_until: str | None,
     name: str,
     status: str,
     version: int,
@@ -301,6 +327,8 @@ def _summary(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the s
         silent_for=max(now - _moment(since), timedelta()),
         last_entry=None if last is None else _entry(own_id, *last),
         last_error=None if error is None else _entry(own_id, *error),
+        archived_at=None if archived_at is None else _last_moment(archived_at),
+        retain_until=None if retain_until is None else _last_moment(retain_until),
     )
 
 
@@ -330,6 +358,14 @@ def _intervention(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of 
 def _moment(written: str) -> datetime:
     """Read a time in UTC; ValueError if Python has no such time."""
     return datetime.fromisoformat(written).replace(tzinfo=UTC)
+
+
+def _last_moment(written: str) -> datetime:
+    """Read a time that may never come, or that Python doesn't know."""
+    try:
+        return _moment(written)
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _written(moment: datetime) -> str:

@@ -121,3 +121,11 @@ def read_moment(sent: bytes) -> datetime:
         return _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
         raise ValueError("a time is of a year beyond Python's, which go from 1 to 9999") from None
+
+
+def lasting(sent: bytes) -> datetime:
+    """Read a time that by SQL may have been made one that never comes, or is beyond what Python knows."""
+    try:
+        return read_moment(sent)
+    except ValueError:
+        return datetime.max.replace(tzinfo=UTC)

@@ -101,14 +101,14 @@ def _columns(writes: Sequence[Write]) -> dict[str, object]:
     if any(names):
         columns["name"] = list(names)
     if any(statuses) or any(contexts):
-        columns |= {"status": _words(statuses), "context": _unless_empty(contexts)}
+        columns |= {"status": _words(statuses), "context": unless_empty(contexts)}
     if versions := _words(expected):
         columns |= {"expected": versions, "write_id": _words(write_ids)}
     if counts := _words(attempts):
         columns["attempts"] = counts
     if any(leases):
         columns |= {
-            "lease_owner": _unless_empty([lease and lease.owner for lease in leases]),
+            "lease_owner": unless_empty([lease and lease.owner for lease in leases]),
             "lease_seconds": _words([lease and lease.seconds for lease in leases]),
             "releases": _words([lease and lease.releases for lease in leases]),
         }
@@ -122,7 +122,7 @@ def _steps(writes: Sequence[Write]) -> dict[str, object]:
         "step_name": [step.step_name for step in steps],
         "step_action": _words([step.action for step in steps]),
         "step_status": _words([step.status for step in steps]),
-        "step_details": _unless_empty([step.details for step in steps]),
+        "step_details": unless_empty([step.details for step in steps]),
     }
     if any(write.logged_at for write in writes):
         now = time.monotonic()
@@ -142,6 +142,6 @@ def _words(column: Sequence[object]) -> str | None:
     return ",".join(["" if word is None else str(word) for word in column])
 
 
-def _unless_empty(column: Sequence[Any]) -> list[Any] | None:
+def unless_empty(column: Sequence[Any]) -> list[Any] | None:
     """Return None for nothing but None: unnest() makes the same of it."""
     return None if column.count(None) == len(column) else list(column)

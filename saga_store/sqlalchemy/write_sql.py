@@ -90,6 +90,8 @@ _CONDITIONS = {
         " OR lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())"
     ),
 }
+# Nothing is written to the stub of a saga that was let go. That is judged again when its row is locked, too.
+_IS_HERE = "archived_at IS NULL"
 # In force as soon as it is called, until the end of the statement.
 _PATIENCE = "(SELECT set_config('lock_timeout', '100ms', TRUE)) AS patience"
 # For what has been waited for before, and is tried again now and then.
@@ -197,7 +199,8 @@ def write_one(present: frozenset[str], *, waits: bool) -> Statement:
         written = _CREATE.format(**_columns(asked), source=source)
     else:
         updates = {name: kind for name, kind in asked.items() if name in _UPDATING}
-        written = _lock(":saga_id", present, parameters, "id" if updates else "id, version", waits=waits)
+        answers = "id" if updates else "id, version"
+        written = _lock(":saga_id", _accepted(present), parameters, answers, waits=waits)
         if updates:
             columns = _columns(updates)
             source = f"FROM {_row(updates, parameters)} WHERE e.id = ({written})"
@@ -236,7 +239,7 @@ def write_many(present: frozenset[str]) -> Statement:
         # not turn into a sequential scan when it is full.
         locked = f"""
             SELECT i.*, {changes} AS changes, {_TIMES.format(**asked)}
-            FROM {_rows(updates, "i", UPDATE)} CROSS JOIN LATERAL ({_lock("i.saga_id", updates, asked)}) l
+            FROM {_rows(updates, "i", UPDATE)} CROSS JOIN LATERAL ({_lock("i.saga_id", _accepted(updates), asked)}) l
             WHERE l.id = i.saga_id"""
         source = f"FROM ({locked}) i WHERE e.id = i.saga_id"
         parts["updated"] = _UPDATE.format(**asked, changes="i.changes", source=source)
@@ -246,9 +249,10 @@ def write_many(present: frozenset[str]) -> Statement:
         parts["logged"] = _log_written(steps)
     if appends:
         asked = _columns(appends, "s")
+        locked = _lock("s.step_saga_id", _accepted(appends), asked)
         parts["appended"] = f"""
             SELECT s.*, l.version
-            FROM {_rows(appends, "s", APPEND)} CROSS JOIN LATERAL ({_lock("s.step_saga_id", appends, asked)}) l"""
+            FROM {_rows(appends, "s", APPEND)} CROSS JOIN LATERAL ({locked}) l"""
         parts["logged_alone"] = _LOG.format(**asked, source="FROM appended s")
         written.append("SELECT step_saga_id, version FROM appended")
     return Statement(f"{_with(parts)} {' UNION ALL '.join(written)}")
@@ -259,14 +263,15 @@ def explain(*, waits: bool, again: bool = False) -> Statement:
     """Return a statement that explains, for writes to different sagas; ``again`` is for what may have been written.
 
     Each write comes back by its position. If it isn't written, `written` is NULL, `found` is the version that the saga
-    is at, and if that is NULL too, `is_there` tells a saga that somebody has locked from one that is missing.
+    is at, `archived_at` says that it is a stub, and if `found` is NULL too, `is_there` tells a saga that somebody has
+    locked from one that is missing.
     """
     asked = _columns(_TYPES)
     accepted = _accepted(_TYPES)
     if again:
         accepted += f" AND NOT ({{write_id}} IS NOT NULL AND NOT i.changes AND {_FULL_UP})"
     answers = f"""
-        id, version, lease_owner AS holder, lease_expires_at AS held_until,
+        id, version, archived_at, lease_owner AS holder, lease_expires_at AS held_until,
         {_FULL_UP} AS full_up, {_RECORDED} AS recorded, {accepted} AS accepted"""
     patience = "" if waits else f"CROSS JOIN {_LITTLE_PATIENCE}"
     changed = "FROM locked i WHERE e.id = i.id AND i.accepted AND i.updates"
@@ -279,7 +284,7 @@ def explain(*, waits: bool, again: bool = False) -> Statement:
         "locked": f"""
             SELECT i.*, e.*, {_UPDATES.format(**asked, changes="i.changes")} AS updates
             FROM input i
-            CROSS JOIN LATERAL ({_lock("i.saga_id", (), asked, answers, waits=waits)}) e
+            CROSS JOIN LATERAL ({_lock("i.saga_id", "TRUE", asked, answers, waits=waits)}) e
             WHERE i.name IS NULL""",
         "updated": _UPDATE.format(**asked, changes="i.changes", source=changed),
         "written": """
@@ -291,7 +296,7 @@ def explain(*, waits: bool, again: bool = False) -> Statement:
 SELECT i.position,
     COALESCE(w.version, CASE WHEN l.recorded THEN i.expected + CAST(i.changes AS integer) END) AS written,
     CAST(l.version AS bigint) AS found, convert_to(l.holder, 'UTF8') AS holder,
-    timestamptz_send(l.held_until) AS held_until,
+    timestamptz_send(l.held_until) AS held_until, timestamptz_send(l.archived_at) AS archived_at,
     CASE WHEN l.id IS NULL THEN (SELECT TRUE FROM saga_executions WHERE id = i.saga_id) END AS is_there
 FROM input i
 LEFT JOIN written w ON w.id = i.saga_id
@@ -300,21 +305,16 @@ LEFT JOIN locked l ON l.id = i.saga_id
 
 
 def _accepted(present: Container[str]) -> str:
-    return " AND ".join(condition for name, condition in _CONDITIONS.items() if name in present) or "TRUE"
+    return " AND ".join([_IS_HERE, *(condition for name, condition in _CONDITIONS.items() if name in present)])
 
 
 def _lock(
-    saga_id: str,
-    present: Container[str],
-    asked: Mapping[str, str],
-    answers: str = "id, version",
-    *,
-    waits: bool = False,
+    saga_id: str, accepted: str, asked: Mapping[str, str], answers: str = "id, version", *, waits: bool = False
 ) -> str:
     """Return a query that locks a saga's row; LATERAL makes it one index probe for each of many."""
     return f"""
         SELECT {answers.format(**asked)}
-        FROM saga_executions WHERE id = {saga_id} AND {_accepted(present).format(**asked)}
+        FROM saga_executions WHERE id = {saga_id} AND {accepted.format(**asked)}
         FOR NO KEY UPDATE {"" if waits else "SKIP LOCKED"}"""
 
 

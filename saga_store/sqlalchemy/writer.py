@@ -5,12 +5,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, cast
 
 from saga_store.errors import (
     SagaAlreadyExistsError,
+    SagaArchivedError,
     SagaConcurrencyError,
     SagaLeasedError,
     SagaNotFoundError,
@@ -22,7 +22,7 @@ from saga_store.sqlalchemy.failures import CANCELED, LOCK_NOT_AVAILABLE
 from saga_store.sqlalchemy.lost_answers import judge, resolve
 from saga_store.sqlalchemy.read_sql import PATIENCE
 from saga_store.sqlalchemy.statement import Statement
-from saga_store.sqlalchemy.wire import Parameters, Rows, read_moment
+from saga_store.sqlalchemy.wire import Parameters, Rows, lasting
 from saga_store.sqlalchemy.write_parameters import by_kind, of_all, of_kinds, of_one
 from saga_store.sqlalchemy.write_sql import explain, write_many, write_one
 from saga_store.write import Outcome, Write
@@ -111,7 +111,7 @@ class Writer:
         answer = await self._settle(statement, of_all(statement, writes), writes)
         if isinstance(answer, _Resolved):
             return [answer.outcomes[write.saga_id.int]]
-        [(_, written, _, _, _, is_there)] = answer
+        [(_, written, *_, is_there)] = answer
         if written is not None:
             return [cast("int", written)]
         is_locked = is_there and not write.creates
@@ -208,25 +208,20 @@ class Writer:
 
 
 def _outcome(write: Write, row: Sequence[Any]) -> Outcome:
-    _, written, found, holder, held_until, _ = row
+    _, written, found, holder, held_until, archived_at, _ = row
     if written is not None:
         return cast("int", written)
     if write.creates:
         return SagaAlreadyExistsError(write.saga_id)
     if found is None:
         return SagaNotFoundError(write.saga_id)
+    if archived_at is not None:
+        return SagaArchivedError(write.saga_id, None, lasting(archived_at))
     if write.expected_version not in (None, found):
         return SagaConcurrencyError(write.saga_id, write.expected_version, found)
-    return SagaLeasedError(write.saga_id, holder.decode(errors="replace"), _lasting(held_until))
-
-
-def _lasting(held_until: bytes) -> datetime:
-    try:
-        return read_moment(held_until)
-    except ValueError:
-        return datetime.max.replace(tzinfo=UTC)  # by SQL leases can be made that never end
+    return SagaLeasedError(write.saga_id, holder.decode(errors="replace"), lasting(held_until))
 
 
 def _outcome_unless_locked(write: Write, row: Sequence[Any]) -> Outcome | None:
-    _, written, _, _, _, is_there = row
+    _, written, *_, is_there = row
     return None if is_there and written is None and not write.creates else _outcome(write, row)

@@ -2,8 +2,9 @@
 
 ``SagaStorageContract`` is for any ``ISagaStorage``, ``CheckpointStorageContract`` for any ``ICheckpointStorage``,
 ``RecoveryStorageContract`` for what an ``IRecoveryStorage`` adds to it, ``HistoryStreamContract`` for what an
-``IHistoryStorage`` does, ``InspectionContract`` for what an ``IInspectionStorage`` does, ``TransactionContract`` for
-a storage that joins a transaction of the caller's. Needs the extra ``testing``.
+``IHistoryStorage`` does, ``InspectionContract`` for what an ``IInspectionStorage`` does, ``HoldContract``,
+``StubContract``, ``RetentionContract`` and ``RetentionRaceContract`` for what an ``IRetentionStorage`` does,
+``TransactionContract`` for a storage that joins a transaction of the caller's. Needs the extra ``testing``.
 """
 
 # ruff: noqa: E402 - the imports have to follow the registration
@@ -30,6 +31,7 @@ pytest.register_assert_rewrite(
             "intervention",
             "lease",
             "refusal",
+            "retention",
             "run",
             "staleness",
             "state",
@@ -55,6 +57,7 @@ from saga_store.testing.inspection import InspectionContract, SettlementRaceCont
 from saga_store.testing.intervention import InDoubtContract, InterventionContract
 from saga_store.testing.lease import LeaseContract, LeaseRaceContract
 from saga_store.testing.refusal import CheckpointRefusalContract, RefusalContract
+from saga_store.testing.retention import HoldContract, RetentionContract, RetentionRaceContract, StubContract
 from saga_store.testing.run import RunContract, RunRaceContract, RunUnit
 from saga_store.testing.staleness import StalenessContract
 from saga_store.testing.state import StateContract
@@ -98,6 +101,7 @@ __all__ = [
     "HistoryContract",
     "HistoryStreamContract",
     "HistoryUnit",
+    "HoldContract",
     "InDoubtContract",
     "InspectionContract",
     "InterventionContract",
@@ -108,6 +112,8 @@ __all__ = [
     "LockContract",
     "RecoveryStorageContract",
     "RefusalContract",
+    "RetentionContract",
+    "RetentionRaceContract",
     "RunContract",
     "RunRaceContract",
     "RunUnit",
@@ -116,6 +122,7 @@ __all__ = [
     "SettlementRaceContract",
     "StalenessContract",
     "StateContract",
+    "StubContract",
     "Transaction",
     "TransactionContract",
     "TransactionalContract",

@@ -55,10 +55,12 @@ class Contract:
     @pytest.fixture
     def storage(self, unit: Unit) -> ISagaStorage:
         """A storage each of whose calls is a unit of its own: committed when it returns, and nothing held."""
-        return cast("ISagaStorage", _UnitPerCall(unit))
+        return cast("ISagaStorage", UnitPerCall(unit))
 
 
-class _UnitPerCall:
+class UnitPerCall:
+    """A storage each of whose calls is a unit of its own."""
+
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
 

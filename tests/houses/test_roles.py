@@ -112,7 +112,7 @@ class TestReadOnly:
         with role_on(database, f"saga_test_{uuid4().hex[:8]}") as role:
             run(database, grants(role))
             run(database, grants(role, read_only=True))
-            for table in ("saga_executions", "saga_logs", "saga_store_version"):
+            for table in ("saga_executions", "saga_logs", "saga_archives", "saga_store_version"):
                 assert allowed(database, role, f"TABLE {table}")
             for statement in [
                 *FORBIDDEN,

@@ -60,7 +60,7 @@ def schemas_in(database: Database, number: int) -> list[str]:
     with psycopg.connect(database.url(), autocommit=True) as admin:
         for name in names:
             admin.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
-            for table in ("saga_executions", "saga_logs", "saga_store_version"):
+            for table in ("saga_executions", "saga_logs", "saga_archives", "saga_store_version"):
                 admin.execute(
                     SQL("CREATE TABLE {} (LIKE {} INCLUDING ALL)").format(
                         Identifier(name, table), Identifier("public", table)

@@ -1,5 +1,5 @@
 SELECT convert_to(CAST(json_build_array(count(*), FALSE) AS text), 'UTF8') AS answer FROM ((
-        SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at,
+        SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at, archived_at, retain_until,
         CASE WHEN NOT (status IN ('PENDING', 'RUNNING', 'COMPENSATING')) THEN 'finished'
         WHEN lease_expires_at > clock.at THEN 'held'
         WHEN recovery_attempts >= CAST(%(max_attempts)b AS integer) THEN 'exhausted'

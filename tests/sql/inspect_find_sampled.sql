@@ -1,6 +1,6 @@
 WITH
 picked AS MATERIALIZED ((
-        SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at,
+        SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at, archived_at, retain_until,
         CASE WHEN NOT (status IN ('PENDING', 'RUNNING', 'COMPENSATING')) THEN 'finished'
         WHEN lease_expires_at > clock.at THEN 'held'
         WHEN recovery_attempts >= CAST(%(max_attempts)b AS integer) THEN 'exhausted'
@@ -10,7 +10,7 @@ picked AS MATERIALIZED ((
         WHERE status IN ('PENDING', 'RUNNING', 'COMPENSATING') AND name = CAST(%(name)b AS text)
         ORDER BY created_at, id
         LIMIT 5001) UNION ALL (
-        SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at,
+        SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at, archived_at, retain_until,
         CASE WHEN NOT (status IN ('PENDING', 'RUNNING', 'COMPENSATING')) THEN 'finished'
         WHEN lease_expires_at > clock.at THEN 'held'
         WHEN recovery_attempts >= CAST(%(max_attempts)b AS integer) THEN 'exhausted'
@@ -20,7 +20,7 @@ picked AS MATERIALIZED ((
         WHERE status = 'FAILED' AND name = CAST(%(name)b AS text) AND created_at >= statement_timestamp() - make_interval(secs => CAST(%(window)b AS double precision))
         ORDER BY created_at DESC, id DESC
         LIMIT 5001) UNION ALL (
-        SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at,
+        SELECT id, name, status, version, recovery_attempts, lease_owner, lease_expires_at, created_at, updated_at, archived_at, retain_until,
         CASE WHEN NOT (status IN ('PENDING', 'RUNNING', 'COMPENSATING')) THEN 'finished'
         WHEN lease_expires_at > clock.at THEN 'held'
         WHEN recovery_attempts >= CAST(%(max_attempts)b AS integer) THEN 'exhausted'
@@ -77,7 +77,7 @@ asked AS MATERIALIZED (
 )
 (SELECT convert_to(CAST(json_build_array(statement_timestamp() AT TIME ZONE 'UTC', (SELECT COALESCE(bool_or(position > 5000), FALSE) FROM picked)) AS text), 'UTF8') AS answer)
 UNION ALL
-(SELECT convert_to(CAST(json_build_array(s.id, s.lease_expires_at AT TIME ZONE 'UTC', s.created_at AT TIME ZONE 'UTC', s.updated_at AT TIME ZONE 'UTC', s.since AT TIME ZONE 'UTC', s.name, s.status, s.version, s.recovery_attempts, s.lease_owner, s.condition, s.in_doubt, CASE WHEN last.id IS NOT NULL THEN json_build_array(last.id, last.step_name, last.action, last.status, left(last.details, 2001), last.created_at AT TIME ZONE 'UTC') END, CASE WHEN error.id IS NOT NULL THEN json_build_array(error.id, error.step_name, error.action, error.status, left(error.details, 2001), error.created_at AT TIME ZONE 'UTC') END) AS text), 'UTF8')
+(SELECT convert_to(CAST(json_build_array(s.id, s.lease_expires_at AT TIME ZONE 'UTC', s.created_at AT TIME ZONE 'UTC', s.updated_at AT TIME ZONE 'UTC', s.since AT TIME ZONE 'UTC', s.archived_at AT TIME ZONE 'UTC', s.retain_until AT TIME ZONE 'UTC', s.name, s.status, s.version, s.recovery_attempts, s.lease_owner, s.condition, s.in_doubt, CASE WHEN last.id IS NOT NULL THEN json_build_array(last.id, last.step_name, last.action, last.status, left(last.details, 2001), last.created_at AT TIME ZONE 'UTC') END, CASE WHEN error.id IS NOT NULL THEN json_build_array(error.id, error.step_name, error.action, error.status, left(error.details, 2001), error.created_at AT TIME ZONE 'UTC') END) AS text), 'UTF8')
     FROM asked s
     LEFT JOIN LATERAL (SELECT * FROM saga_logs WHERE saga_id = s.id AND id = s.last_id LIMIT 1) last ON TRUE
     LEFT JOIN LATERAL (SELECT * FROM saga_logs WHERE saga_id = s.id AND id = s.error_id LIMIT 1) error ON TRUE

@@ -1,4 +1,4 @@
-(SELECT convert_to(CAST(json_build_array(EXISTS (SELECT FROM saga_executions WHERE id = CAST(CAST(%(saga_id)b AS text) AS uuid)), (SELECT count(*) FROM saga_logs WHERE saga_id = CAST(CAST(%(saga_id)b AS text) AS uuid) AND id > CAST(%(after)b AS bigint))) AS text), 'UTF8') AS answer)
+(SELECT convert_to(CAST(json_build_array((SELECT json_build_array(archived_at AT TIME ZONE 'UTC') FROM saga_executions WHERE id = CAST(CAST(%(saga_id)b AS text) AS uuid)), (SELECT count(*) FROM saga_logs WHERE saga_id = CAST(CAST(%(saga_id)b AS text) AS uuid) AND id > CAST(%(after)b AS bigint))) AS text), 'UTF8') AS answer)
 UNION ALL
 (SELECT convert_to(CAST(json_build_array(json_build_array(l.id, l.step_name, l.action, l.status, left(l.details, 2001), l.created_at AT TIME ZONE 'UTC')) AS text), 'UTF8')
     FROM (

@@ -24,8 +24,8 @@ locked AS (
     FROM input i
     CROSS JOIN LATERAL (
         SELECT
-        id, version, lease_owner AS holder, lease_expires_at AS held_until,
-        COALESCE(cardinality(recent_writes) >= 32 AND recent_writes[1] >> 48 = version & 32767, FALSE) AS full_up, COALESCE(i.write_id = ANY (recent_writes), FALSE) AS recorded, (i.expected IS NULL OR i.expected = version) AND NOT COALESCE(i.write_id = ANY (recent_writes), FALSE) AND (i.lease_owner IS NULL OR lease_owner IS NULL OR lease_owner = i.lease_owner OR lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp()) AS accepted
+        id, version, archived_at, lease_owner AS holder, lease_expires_at AS held_until,
+        COALESCE(cardinality(recent_writes) >= 32 AND recent_writes[1] >> 48 = version & 32767, FALSE) AS full_up, COALESCE(i.write_id = ANY (recent_writes), FALSE) AS recorded, archived_at IS NULL AND (i.expected IS NULL OR i.expected = version) AND NOT COALESCE(i.write_id = ANY (recent_writes), FALSE) AND (i.lease_owner IS NULL OR lease_owner IS NULL OR lease_owner = i.lease_owner OR lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp()) AS accepted
         FROM saga_executions WHERE id = i.saga_id AND TRUE
         FOR NO KEY UPDATE SKIP LOCKED) e
     WHERE i.name IS NULL),
@@ -67,7 +67,7 @@ logged AS (
 SELECT i.position,
 COALESCE(w.version, CASE WHEN l.recorded THEN i.expected + CAST(i.changes AS integer) END) AS written,
 CAST(l.version AS bigint) AS found, convert_to(l.holder, 'UTF8') AS holder,
-timestamptz_send(l.held_until) AS held_until,
+timestamptz_send(l.held_until) AS held_until, timestamptz_send(l.archived_at) AS archived_at,
 CASE WHEN l.id IS NULL THEN (SELECT TRUE FROM saga_executions WHERE id = i.saga_id) END AS is_there
 FROM input i
 LEFT JOIN written w ON w.id = i.saga_id

@@ -43,7 +43,7 @@ updated AS (
             CROSS JOIN LATERAL unnest(i_arrays.saga_id, i_arrays.status, i_arrays.context, i_arrays.expected, i_arrays.lease_owner, i_arrays.lease_seconds, i_arrays.releases, i_arrays.write_id) WITH ORDINALITY AS i (saga_id, status, context, expected, lease_owner, lease_seconds, releases, write_id, position)
         ) CROSS JOIN LATERAL (
             SELECT id, version
-            FROM saga_executions WHERE id = i.saga_id AND (i.expected IS NULL OR i.expected = version) AND NOT COALESCE(i.write_id = ANY (recent_writes), FALSE) AND (i.lease_owner IS NULL OR lease_owner IS NULL OR lease_owner = i.lease_owner OR lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())
+            FROM saga_executions WHERE id = i.saga_id AND archived_at IS NULL AND (i.expected IS NULL OR i.expected = version) AND NOT COALESCE(i.write_id = ANY (recent_writes), FALSE) AND (i.lease_owner IS NULL OR lease_owner IS NULL OR lease_owner = i.lease_owner OR lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())
             FOR NO KEY UPDATE SKIP LOCKED) l
         WHERE l.id = i.saga_id) i WHERE e.id = i.saga_id
     RETURNING e.id, CAST(e.version AS bigint) AS version
@@ -65,7 +65,7 @@ appended AS (
         CROSS JOIN LATERAL unnest(s_arrays.step_saga_id, s_arrays.step_name, s_arrays.step_action, s_arrays.step_status, s_arrays.step_details) WITH ORDINALITY AS s (step_saga_id, step_name, step_action, step_status, step_details, position)
     ) CROSS JOIN LATERAL (
         SELECT id, version
-        FROM saga_executions WHERE id = s.step_saga_id AND TRUE
+        FROM saga_executions WHERE id = s.step_saga_id AND archived_at IS NULL
         FOR NO KEY UPDATE SKIP LOCKED) l),
 logged_alone AS (
     INSERT INTO saga_logs (saga_id, step_name, action, status, details, created_at)

@@ -6,7 +6,7 @@ appended AS (
         CROSS JOIN LATERAL unnest(s_arrays.step_saga_id, s_arrays.step_name, s_arrays.step_action, s_arrays.step_status, s_arrays.step_details) WITH ORDINALITY AS s (step_saga_id, step_name, step_action, step_status, step_details, position)
     ) CROSS JOIN LATERAL (
         SELECT id, version
-        FROM saga_executions WHERE id = s.step_saga_id AND TRUE
+        FROM saga_executions WHERE id = s.step_saga_id AND archived_at IS NULL
         FOR NO KEY UPDATE SKIP LOCKED) l),
 logged_alone AS (
     INSERT INTO saga_logs (saga_id, step_name, action, status, details, created_at)

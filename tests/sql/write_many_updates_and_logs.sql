@@ -26,7 +26,7 @@ updated AS (
             CROSS JOIN LATERAL unnest(i_arrays.saga_id, i_arrays.status, i_arrays.context) WITH ORDINALITY AS i (saga_id, status, context, position)
         ) CROSS JOIN LATERAL (
             SELECT id, version
-            FROM saga_executions WHERE id = i.saga_id AND TRUE
+            FROM saga_executions WHERE id = i.saga_id AND archived_at IS NULL
             FOR NO KEY UPDATE SKIP LOCKED) l
         WHERE l.id = i.saga_id) i WHERE e.id = i.saga_id
     RETURNING e.id, CAST(e.version AS bigint) AS version

@@ -26,7 +26,7 @@ updated AS (
             CROSS JOIN LATERAL unnest(i_arrays.saga_id, i_arrays.status, i_arrays.context, i_arrays.expected, i_arrays.write_id) WITH ORDINALITY AS i (saga_id, status, context, expected, write_id, position)
         ) CROSS JOIN LATERAL (
             SELECT id, version
-            FROM saga_executions WHERE id = i.saga_id AND (i.expected IS NULL OR i.expected = version) AND NOT COALESCE(i.write_id = ANY (recent_writes), FALSE)
+            FROM saga_executions WHERE id = i.saga_id AND archived_at IS NULL AND (i.expected IS NULL OR i.expected = version) AND NOT COALESCE(i.write_id = ANY (recent_writes), FALSE)
             FOR NO KEY UPDATE SKIP LOCKED) l
         WHERE l.id = i.saga_id) i WHERE e.id = i.saga_id
     RETURNING e.id, CAST(e.version AS bigint) AS version

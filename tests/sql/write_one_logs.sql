@@ -1,7 +1,7 @@
 WITH
 written AS (
     SELECT id, version
-    FROM saga_executions WHERE id = %(saga_id)b AND TRUE
+    FROM saga_executions WHERE id = %(saga_id)b AND archived_at IS NULL
     FOR NO KEY UPDATE SKIP LOCKED),
 logged AS (
     INSERT INTO saga_logs (saga_id, step_name, action, status, details, created_at)

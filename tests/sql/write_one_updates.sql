@@ -19,6 +19,6 @@ version = e.version + CAST((i.status IS NOT NULL OR i.context IS NOT NULL OR CAS
 updated_at = CASE WHEN (i.status IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN i.at ELSE e.updated_at END
 FROM (SELECT CAST(%(status)b AS text) AS status, CAST(CAST(%(context)b AS text) AS json) AS context, statement_timestamp() AS at, statement_timestamp() + make_interval(secs => CAST(NULL AS double precision)) AS ends) AS i WHERE e.id = (
     SELECT id
-    FROM saga_executions WHERE id = %(saga_id)b AND TRUE
+    FROM saga_executions WHERE id = %(saga_id)b AND archived_at IS NULL
     FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING e.id, CAST(e.version AS bigint) AS version

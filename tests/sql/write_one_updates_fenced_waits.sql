@@ -19,6 +19,6 @@ version = e.version + CAST((CAST(NULL AS text) IS NOT NULL OR i.context IS NOT N
 updated_at = CASE WHEN (CAST(NULL AS text) IS NOT NULL OR i.context IS NOT NULL OR CAST(NULL AS integer) IS NOT NULL OR CAST(NULL AS text) IS NOT NULL OR COALESCE(CAST(NULL AS boolean), FALSE)) THEN i.at ELSE e.updated_at END
 FROM (SELECT CAST(CAST(%(context)b AS text) AS json) AS context, CAST(%(write_id)b AS bigint) AS write_id, statement_timestamp() AS at, statement_timestamp() + make_interval(secs => CAST(NULL AS double precision)) AS ends) AS i WHERE e.id = (
     SELECT id
-    FROM saga_executions WHERE id = %(saga_id)b AND (CAST(%(expected)b AS bigint) IS NULL OR CAST(%(expected)b AS bigint) = version) AND NOT COALESCE(CAST(%(write_id)b AS bigint) = ANY (recent_writes), FALSE)
+    FROM saga_executions WHERE id = %(saga_id)b AND archived_at IS NULL AND (CAST(%(expected)b AS bigint) IS NULL OR CAST(%(expected)b AS bigint) = version) AND NOT COALESCE(CAST(%(write_id)b AS bigint) = ANY (recent_writes), FALSE)
     FOR NO KEY UPDATE )
 RETURNING e.id, CAST(e.version AS bigint) AS version
