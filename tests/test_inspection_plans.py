@@ -121,6 +121,14 @@ VIEWS: dict[str, tuple[View, int]] = {
     "an id's first digit": (lambda storage: storage.find_sagas(SagaQuery(id_prefix="c")), 2 * LIST),
     "count of a name": (lambda storage: storage.count_sagas(SagaQuery(name="order-3")), LIST),
     "count in doubt": (lambda storage: storage.count_sagas(SagaQuery(in_doubt=True)), SAMPLE),
+    "groups of what is held in silence": (
+        lambda storage: storage.group_sagas(SagaQuery(conditions=[SagaCondition.HELD], silent_for=DAY)),
+        SAMPLE,
+    ),
+    "groups of what failed in doubt": (
+        lambda storage: storage.group_sagas(SagaQuery(statuses=[SagaStatus.FAILED], in_doubt=True)),
+        SAMPLE,
+    ),
     "groups of a name": (lambda storage: storage.group_sagas(SagaQuery(name="order-3")), SAMPLE),
     "a saga": (lambda storage: storage.get_saga(SOME_SAGA), 10),
     "its history": (lambda storage: storage.get_step_history(SOME_SAGA), 20),

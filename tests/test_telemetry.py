@@ -57,6 +57,13 @@ def engine(request: pytest.FixtureRequest, make_engine: Callable[[str], AsyncEng
     return make_engine(request.param)
 
 
+@pytest.mark.parametrize("telemetry", ["otel", object(), Recording])
+def test_what_is_no_telemetry_is_refused(make_engine: Callable[[str], AsyncEngine], telemetry: Any) -> None:  # noqa: ANN401 - what it shouldn't be
+    """At once, and not by a log that nobody reads."""
+    with pytest.raises(TypeError, match="telemetry must be"):
+        SqlAlchemySagaStorage(make_engine("asyncpg"), telemetry=telemetry)
+
+
 class TestNames:
     def test_every_call_has_one(self) -> None:
         """Whatever a storage fetches or writes is told by the name of the method that people call."""

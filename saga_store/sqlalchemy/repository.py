@@ -105,7 +105,8 @@ class SqlAlchemySagaStorage(KeepingStorage):
             ``saga_store.telemetry.opentelemetry``; what goes wrong there is logged, and nothing else comes of it.
 
     Raises:
-        TypeError: The bind is none of these, or of a kind that can't be used; ``group_by`` can't be called.
+        TypeError: The bind is none of these, or of a kind that can't be used; ``group_by`` can't be called;
+            ``telemetry`` is none.
         InvalidSagaDataError: ``retry_for`` is no timedelta, or negative; an impossible ``schema`` or
             ``max_context_bytes``.
 
@@ -135,6 +136,8 @@ class SqlAlchemySagaStorage(KeepingStorage):
         # If a run of another storage writes in this transaction: what database that one is on.
         self._home: str | None = None
         self._views = Views(self._executor)
+        if telemetry is not None and (isinstance(telemetry, type) or not isinstance(telemetry, Telemetry)):
+            raise TypeError(f"telemetry must be a saga_store.telemetry.Telemetry, not {telemetry!r}")
         self._telemetry = telemetry
         self._observer = None if telemetry is None else Observer(telemetry)
         self._group: GroupCommit[PoolTarget] | None = (

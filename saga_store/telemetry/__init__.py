@@ -6,7 +6,7 @@ Figures of all sagas, for Prometheus, are ``prometheus``, extra ``ops``.
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 from uuid import UUID
 
 __all__ = ["Call", "End", "Resolution", "Telemetry"]
@@ -38,6 +38,7 @@ class Call:
     port: int | None = None
 
 
+@runtime_checkable
 class Telemetry(Protocol):
     """What ``SqlAlchemySagaStorage(..., telemetry=)`` tells; called in the event loop, so each has to be quick.
 
