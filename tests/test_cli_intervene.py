@@ -355,17 +355,22 @@ class TestAsking:
         self, database: Database, make: Make, admin: psycopg.Connection
     ) -> None:
         """A person sees the plan; what changes before they say yes is left alone, and what comes isn't touched."""
-        ids = make(2)
+        ids = make(3, steps=[STARTED])
         url = database.url()
         with Terminal.running("saga", "give-up", "--name", "order", *WHY, "--url", url, columns=80) as terminal:
-            terminal.wait_for("Give up 2 sagas? [y/N]")
+            terminal.wait_for("Give up 3 sagas? [y/N]")
             assert all(saga_id.hex[:8] in terminal.text for saga_id in ids)
             admin.execute("UPDATE saga_executions SET version = 2, status = 'COMPENSATING' WHERE id = %s", [ids[0]])
+            # This leaves the version, but it is a sign of life.
+            admin.execute(
+                "INSERT INTO saga_logs (saga_id, step_name, action, status) VALUES (%s, 'pay', 'act', 'COMPLETED')",
+                [ids[1]],
+            )
             ids += make(1)
             terminal.type("y\n")
             assert terminal.end() == Exit.PARTLY
-        assert "1 of 2 sagas: given up; 1 changed" in terminal.text
-        assert statuses(admin, ids) == ["COMPENSATING", "FAILED", "RUNNING"]
+        assert "1 of 3 sagas: given up; 2 changed" in terminal.text
+        assert statuses(admin, ids) == ["COMPENSATING", "RUNNING", "FAILED", "RUNNING"]
 
     def test_if_all_have_changed(self, database: Database, make: Make, admin: psycopg.Connection) -> None:
         """Nothing is written, and that is exit code 8."""

@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import re
+import shlex
 import unicodedata
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -236,3 +239,18 @@ def test_conditions_are_as_in_the_library(command: Command) -> None:
     listed = facts(command, "list", "--condition", "exhausted")
     assert [saga["recovery_attempts"] for saga in listed["sagas"]] == [9]
     assert SagaQuery().max_attempts == 5
+
+
+DOCS = Path(__file__).parent.parent / "docs"
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for name in ("operations.md", "inspection.md", "recovery.md")
+    for line in re.findall(r"^saga-store saga .*$", (DOCS / name).read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_what_the_docs_say_to_type(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command of the runbook and its like can be typed; it fails for want of a database, and for nothing else."""
+    assert main([*shlex.split(line)[1:], "--url", "postgresql://127.0.0.1:1/none"]) == Exit.FAILED
+    assert "can't connect to" in capsys.readouterr().err

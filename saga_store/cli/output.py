@@ -22,6 +22,9 @@ _IN_ASCII = str.maketrans(
         "\N{BLACK RIGHT-POINTING TRIANGLE}": ">",
         "\N{MIDDLE DOT}": ".",
         "\N{RIGHTWARDS ARROW}": "->",
+        "\N{BOX DRAWINGS HEAVY HORIZONTAL}": "=",
+        "\N{BOX DRAWINGS HEAVY DOUBLE DASH HORIZONTAL}": "~",
+        "\N{BOX DRAWINGS LIGHT QUADRUPLE DASH VERTICAL}": ":",
         "\N{BOX DRAWINGS LIGHT QUADRUPLE DASH HORIZONTAL}": "-",
         **{chr(0x2581 + level): str(level + 1) for level in range(8)},  # the bars of a histogram
     }

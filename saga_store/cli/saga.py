@@ -106,6 +106,10 @@ async def _stuck(storage: SqlAlchemySagaStorage, given: argparse.Namespace, outp
 def _show(given: argparse.Namespace, console: Console) -> int:
     if given.follow and given.json:
         return console.fail(ValueError("--follow prints as it goes: give it --ndjson in place of --json"), Exit.USAGE)
+    if given.follow and given.context:
+        return console.fail(
+            ValueError("--follow shows what changes, and no context: leave out one of them"), Exit.USAGE
+        )
     return on_storage(saga_follow.follow if given.follow else show)(given, console)
 
 

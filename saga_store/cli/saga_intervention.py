@@ -1,6 +1,7 @@
 """How a verb intervenes: by an id at once, or by filters, which make a plan that a person sees before it is done.
 
-A plan names sagas at their versions. What has changed since is left alone, and reported; nothing else is touched.
+A plan names sagas at their versions. What has changed since is left alone, and reported; nothing else is touched. Each
+write expects the version; that no steps were logged since, which leaves it, is looked at just before.
 """
 
 import abc
@@ -28,7 +29,7 @@ from saga_store.errors import (
     StorageUnavailableError,
     UnknownOutcomeError,
 )
-from saga_store.inspection import SagaPage, SagaQuery, SagaSummary
+from saga_store.inspection import INTERVENTION, SagaPage, SagaQuery, SagaSummary
 from saga_store.model import UNFINISHED
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.validation import valid_count, valid_name, valid_text
@@ -211,7 +212,7 @@ class Intervene:
     def _refused(self, plan: Plan, given: argparse.Namespace, output: Output) -> Exit | None:
         """Show the plan and ask; return how it ends if the answer isn't yes."""
         count = len(plan.planned)
-        asks = sys.stdin is not None and sys.stdin.isatty() and output.on_terminal
+        asks = output.on_terminal and all(one is not None and one.isatty() for one in (sys.stdin, sys.stderr))
         if not output.for_machines:
             output.found(plan.blocks(given), {})
         if not asks:
@@ -247,6 +248,8 @@ class Intervene:
 
     async def _do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> Result:
         try:
+            if await _goes_on(storage, planned):
+                return Result(planned, "changed", "has logged steps since it was planned")
             await self._deed.do(storage, planned, given)
         except SagaConcurrencyError as exc:
             return Result(planned, "changed", f"is at version {exc.actual}, was at {exc.expected} when it was planned")
@@ -274,6 +277,13 @@ class Intervene:
         if counts["done"] == len(results):
             return Exit.DONE
         return Exit.PARTLY if counts["done"] or counts["unknown"] else Exit.REFUSED
+
+
+async def _goes_on(storage: SqlAlchemySagaStorage, planned: Planned) -> bool:
+    """Whether the saga has logged steps since, which leaves its version; what persons did doesn't."""
+    last = planned.saga.last_entry if planned.saga else None
+    newer = await storage.get_recent_history(planned.saga_id, after=last.id if last else 0)
+    return any(not entry.step_name.startswith(INTERVENTION) for entry in newer.entries)
 
 
 def _table(results: Sequence[Result]) -> Table:
