@@ -213,7 +213,7 @@ ALLOWED = {
     # The command is on top of all else, and nothing imports it.
     "retention": {"retention", "retention_model", "interface", "sqlalchemy", "validation", "model", "errors"},
     "web": {"web", "telemetry", "telling", "inspection", "interface", "model", "errors"},
-    "telemetry": {"telemetry", "inspection", "interface", "validation", "errors"},
+    "telemetry": {"telemetry", "inspection", "interface", "retention_model", "validation", "errors"},
     "cli": {
         "cli",
         "adoption",

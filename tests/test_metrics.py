@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,6 +35,7 @@ from saga_store import (
 from saga_store.cli import main
 from saga_store.cli.exits import Exit
 from saga_store.inspection import SagaCondition, SagaFigures
+from saga_store.retention import RetentionPolicy
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.telemetry import prometheus
 from saga_store.telemetry.prometheus import OTHERS, SagaCollector, exposition
@@ -48,6 +50,7 @@ NAMES = {
     "saga_store_table_bytes",
     "saga_store_dead_tuples",
     "saga_store_log_entries_total",
+    "saga_store_archived_total",
     "saga_store_up",
     "saga_store_snapshot_timestamp_seconds",
     "saga_store_names_left_out",
@@ -137,6 +140,16 @@ class TestExposition:
         assert found[key("saga_store_estimated", figure="in_doubt_steps")] == 0
         assert found[key("saga_store_oldest_unfinished_seconds")] == timedelta.max.total_seconds()
 
+    def test_retention(self) -> None:
+        """How many sagas were let go is always told, and how far that lags behind if there is a policy."""
+        figures = replace(some_figures({}), archived_sagas=7)
+        found = samples(exposition(figures))
+        assert found[key("saga_store_archived_total")] == 7
+        assert key("saga_store_retention_lag_seconds") not in found
+        found = samples(exposition(replace(figures, retention_lag=timedelta(hours=1), estimated=("retention_lag",))))
+        assert found[key("saga_store_retention_lag_seconds")] == 3600
+        assert found[key("saga_store_estimated", figure="retention_lag")] == 1
+
     @given(st.dictionaries(st.tuples(st.text(min_size=1), st.sampled_from(SagaCondition)), st.integers(1, 9)))
     def test_any_name_comes_back_as_it_was(self, unfinished: dict[tuple[str, SagaCondition], int]) -> None:
         """Quotes, backslashes, line breaks and whole samples in a name stay inside its label."""
@@ -185,6 +198,17 @@ class TestCollector:
         assert found[key("saga_store_unfinished", name="order", condition="active")] == 1
         assert found[key("saga_store_snapshot_timestamp_seconds")] == clock.time()
         assert storage.asked == 1
+
+    async def test_it_asks_by_its_settings(self) -> None:
+        """What is stale, what exhausted, and the policy that sagas are let go by."""
+        storage = MemorySagaStorage()
+        await storage.save(Checkpoint(uuid4(), name="order", recovery_attempts=1))
+        await storage.save(Checkpoint(uuid4(), name="order", status=SagaStatus.COMPLETED))
+        policy = RetentionPolicy(completed=timedelta(0))
+        collector = SagaCollector(storage, stale_after=timedelta(0), max_attempts=1, retention=policy)
+        found = samples(await collector.scrape())
+        assert found[key("saga_store_unfinished", name="order", condition="exhausted")] == 1
+        assert found[key("saga_store_retention_lag_seconds")] >= 0
 
     async def test_a_failure_is_told_and_old_figures_are_dropped(self, clock: Clock) -> None:
         """After a failure saga_store_up is 0 at once; figures are shown until they are too old, and never longer."""
@@ -265,7 +289,7 @@ class TestCollector:
     def test_describing_asks_nobody(self) -> None:
         """What may be exported is known without a database, so that names that clash are refused when registering."""
         described = {family.name for family in SagaCollector(Failing()).describe()}
-        assert described == {name.removesuffix("_total") for name in NAMES}
+        assert described == {name.removesuffix("_total") for name in NAMES} | {"saga_store_retention_lag_seconds"}
         registry = CollectorRegistry(auto_describe=True)
         registry.register(SagaCollector(MemorySagaStorage()))
         with pytest.raises(ValueError, match="Duplicated"):

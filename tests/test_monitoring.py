@@ -53,7 +53,8 @@ def queries() -> list[str]:
 def exported() -> dict[str, set[str]]:
     """Return the labels of each metric that Prometheus gets to see, from the collector and from OpenTelemetry."""
     condition = {(name, condition): 1 for name in ("a", "b") for condition in SagaCondition}
-    figures = SagaFigures(condition, timedelta(), 1, 1, 1, 1, {("saga_logs", "heap"): 1}, {"saga_logs": 1})
+    sizes = {("saga_logs", "heap"): 1}
+    figures = SagaFigures(condition, timedelta(), 1, 1, 1, 1, sizes, {"saga_logs": 1}, retention_lag=timedelta())
     found = {one["name"]: set(one["labels"]) for one in samples(exposition(figures))}
     for name, unit, labels in instruments():
         prometheus_name = name.replace(".", "_") + {"s": "_seconds"}.get(unit, "")

@@ -16,7 +16,7 @@ from saga_store.write import Outcome, Write
 _T = TypeVar("_T")
 _logger = logging.getLogger("saga_store.telemetry")
 
-SAGAS, LOGS = "saga_executions", "saga_logs"
+SAGAS, LOGS, ARCHIVES = "saga_executions", "saga_logs", "saga_archives"
 OPERATIONS = {
     "_fetch_saga": ("get_saga", SAGAS),
     "_fetch_state": ("get_saga", SAGAS),
@@ -36,8 +36,20 @@ OPERATIONS = {
     "_peek": ("peek_context", SAGAS),
     "_fetch_figures": ("get_figures", SAGAS),
     "_settle": ("settle_step", LOGS),
+    "_hold": ("hold_saga", SAGAS),
+    "_add_archive": ("begin_archive", ARCHIVES),
+    "_change_archive": ("change_archive", ARCHIVES),
+    "_fetch_archive": ("get_archive", ARCHIVES),
+    "_fetch_archives": ("find_archives", ARCHIVES),
+    "_fetch_stub": ("find_stub", SAGAS),
+    "_make_stubs": ("make_stubs", SAGAS),
+    "_restore": ("restore_sagas", SAGAS),
+    "_forget": ("forget_stubs", SAGAS),
+    "_fetch_lag": ("get_figures", ARCHIVES),
 }
 """What a storage's methods are called, and the table that each is about; ``_apply`` is told by what it writes."""
+_OF_ARCHIVES = {"_add_archive", "_fetch_archive", "_make_stubs"}
+"""Those whose first argument is an archive's id."""
 
 
 def operation_of(write: Write) -> tuple[str, str]:
@@ -92,14 +104,15 @@ class Observer:
 
         storage._apply = watched_apply  # type: ignore[method-assign] # noqa: SLF001 - as above
         for name, named in OPERATIONS.items():
-            setattr(storage, name, self._watched(getattr(storage, name), partial(call, *named)))
+            saga_id = _nothing if name in _OF_ARCHIVES else _saga_id
+            setattr(storage, name, self._watched(getattr(storage, name), partial(call, *named), saga_id))
 
     def _watched(
-        self, method: Callable[..., Awaitable[_T]], call: Callable[..., Call]
+        self, method: Callable[..., Awaitable[_T]], call: Callable[..., Call], saga_id: Callable[[object], UUID | None]
     ) -> Callable[..., Coroutine[Any, Any, _T]]:
         def watched(*arguments: object, **more: object) -> Coroutine[Any, Any, _T]:
-            saga_id = arguments[0] if arguments and isinstance(arguments[0], UUID) else None
-            return self._watch(call(saga_id=saga_id), partial(method, *arguments, **more))
+            about = saga_id(arguments[0]) if arguments else None
+            return self._watch(call(saga_id=about), partial(method, *arguments, **more))
 
         return watched
 
@@ -159,5 +172,11 @@ class Observer:
             _logger.warning("the telemetry's %s() failed, and is left alone when it does again", what, exc_info=exc)
 
 
-def _nothing(error: BaseException | None) -> None:
-    """End what has never begun."""
+def _saga_id(argument: object) -> UUID | None:
+    """Return the saga that a call's first argument names: by itself, or as what is asked of it."""
+    found = getattr(argument, "saga_id", argument)
+    return found if isinstance(found, UUID) else None
+
+
+def _nothing(_: object) -> None:
+    """End what has never begun; name no saga."""

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from saga_store.errors import InvalidSagaDataError, SagaStoreError
 from saga_store.inspection import MAX_ATTEMPTS, STALE_AFTER, SagaCondition, SagaFigures
 from saga_store.interface import IInspectionStorage
+from saga_store.retention_model import Retention
 from saga_store.validation import valid_count, valid_period
 
 try:
@@ -36,7 +37,7 @@ MAX_NAMES = 100
 OTHERS = "(others)"
 """The name under which sagas are counted whose own name is one too many."""
 # Of these ``SagaFigures.estimated`` may say that they aren't exact.
-_ESTIMATED = ("failed_24h", "in_doubt_steps", "unfinished")
+_ESTIMATED = ("failed_24h", "in_doubt_steps", "retention_lag", "unfinished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class SagaCollector(Collector):
             others are counted under ``OTHERS``, and ``saga_store_names_left_out`` says how many names that are.
         stale_after: After how much silence a saga counts as stale.
         max_attempts: After how many recovery attempts one counts as exhausted.
+        retention: The policy that sagas are let go by; None: ``saga_store_retention_lag_seconds`` isn't exported.
 
     Raises:
         InvalidSagaDataError: One of these can't be used.
@@ -80,6 +82,7 @@ class SagaCollector(Collector):
         max_names: int = MAX_NAMES,
         stale_after: timedelta = STALE_AFTER,
         max_attempts: int = MAX_ATTEMPTS,
+        retention: Retention | None = None,
     ) -> None:
         self._storage = storage
         self._every = valid_period("every", every).total_seconds()
@@ -89,6 +92,7 @@ class SagaCollector(Collector):
         self._max_names = valid_count("max_names", max_names)
         self._stale_after = valid_period("stale_after", stale_after)
         self._max_attempts = valid_count("max_attempts", max_attempts)
+        self._retention = retention
         self._snapshot: _Snapshot | None = None
         self._failed = False
         self._turn = asyncio.Lock()
@@ -101,7 +105,9 @@ class SagaCollector(Collector):
         """
         asked_at, timestamp = time.monotonic(), time.time()
         try:
-            figures = await self._storage.get_figures(stale_after=self._stale_after, max_attempts=self._max_attempts)
+            figures = await self._storage.get_figures(
+                stale_after=self._stale_after, max_attempts=self._max_attempts, retention=self._retention
+            )
         except Exception:
             self._failed = True
             raise
@@ -141,7 +147,7 @@ class SagaCollector(Collector):
 
     def describe(self) -> Iterator[Metric]:
         """Return what may be exported, without asking anybody."""
-        nothing = SagaFigures({}, timedelta(), 0, 0, None, 0, {}, {})
+        nothing = SagaFigures({}, timedelta(), 0, 0, None, 0, {}, {}, retention_lag=timedelta())
         return _metrics(nothing, is_up=False, timestamp=None, max_names=self._max_names)
 
     async def _try(self) -> None:
@@ -201,7 +207,7 @@ def _metrics(figures: SagaFigures | None, *, is_up: bool, timestamp: float | Non
 
 
 def _of_figures(figures: SagaFigures, max_names: int) -> Iterator[Metric]:
-    """Return the figures; whatever else is to be exported is added here, and described by it."""
+    """Return the figures; whatever is added here is described by it."""
     unfinished, left_out = _bounded(figures.unfinished, max_names)
     yield _gauge(
         "saga_store_unfinished",
@@ -235,6 +241,15 @@ def _of_figures(figures: SagaFigures, max_names: int) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         "saga_store_log_entries", "Entries ever written to histories, or a few more.", value=figures.log_entries
+    )
+    if figures.retention_lag is not None:
+        yield _gauge(
+            "saga_store_retention_lag_seconds",
+            "For how long a saga has been due to be archived and let go; 0 if none is.",
+            figures.retention_lag.total_seconds(),
+        )
+    yield CounterMetricFamily(
+        "saga_store_archived", "Sagas that were archived and let go.", value=figures.archived_sagas
     )
     yield _gauge(
         "saga_store_estimated",
