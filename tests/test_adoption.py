@@ -10,11 +10,13 @@ import pytest
 from cqrs.saga.storage.enums import SagaStatus as OldStatus
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from saga_store import SagaStatus, SagaStepStatus, adoption, schema
+from saga_store import Checkpoint, SagaStatus, SagaStepStatus, adoption, schema
 from saga_store.adoption import AdoptionError
+from saga_store.retention_model import Restored
 from saga_store.schema import MigrationError
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.tables import REVISION
+from saga_store.testing.retention import let_go
 from tests.cqrs_tables import (
     ENTRIES_OF_EACH,
     OLDER,
@@ -445,6 +447,23 @@ class TestUndoing:
         claimed = await storage.claim_sagas(owner="worker", lease=timedelta(hours=1), stale_after=timedelta(0), limit=3)
         with pytest.raises(AdoptionError, match=f"{len(claimed)} sagas are leased: stop the processes"):
             adoption.undo(url)
+
+    async def test_stubs_keep_it_from_being_undone(
+        self, cqrs_database: Database, url: str, storage: SqlAlchemySagaStorage
+    ) -> None:
+        """python-cqrs doesn't know any; what was restored is undone with the rest."""
+        adoption.adopt(url)
+        saga_id = uuid4()
+        await storage.save(Checkpoint(saga_id, name="order", status=SagaStatus.COMPLETED, context={"n": 1}))
+        _, record = await let_go(storage, saga_id)
+        with pytest.raises(AdoptionError, match="stubs of archived sagas, which python-cqrs would take for"):
+            adoption.undo(url)
+        with pytest.raises(MigrationError, match="holds stubs of archived sagas"):
+            schema.downgrade(cqrs_database.url("psycopg"), "saga_store_0005")
+        assert await storage.restore_saga(record) is Restored.RESTORED
+        adoption.undo(url)
+        async with old_storage(cqrs_database, "asyncpg") as old:
+            assert (await old.load_saga_state(saga_id))[:2] == (OldStatus.COMPLETED, {"n": 1})
 
     def test_tables_that_the_migrations_made_have_no_way_back(self, database: Database) -> None:
         with pytest.raises(AdoptionError, match="in tables that it never made, there is no way back"):

@@ -35,12 +35,15 @@ import saga_store
 from saga_store import (
     ICheckpointStorage,
     InvalidSagaDataError,
+    IRetentionStorage,
     MemoryDatabase,
     MemorySagaStorage,
     SagaAlreadyExistsError,
+    SagaArchivedError,
     SagaNotFoundError,
 )
 from saga_store.cqrs import CqrsSagaStorage
+from saga_store.retention_model import SagaMark
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from tests.connections import engine_on
 from tests.databases import Database
@@ -704,6 +707,28 @@ async def test_other_errors_pass(new_storage: NewStorage) -> None:
     storage = CqrsSagaStorage(new_storage())
     with pytest.raises(InvalidSagaDataError, match=r"context\['price'\]"):
         await storage.create_saga(ID, "order", {"price": float("nan")})
+
+
+async def test_an_archived_saga_does_not_begin_again(
+    new_storage: NewStorage, new_adapter: NewAdapter, world: World
+) -> None:
+    """What the engine doesn't find it would begin; of an archived saga it hears that, and calls no step."""
+    ours = new_storage()
+    shop = Shop(world, new_adapter)
+    await shop.run(ID)
+    done, before = list(world.calls), await ours.get_step_history(ID)
+    assert isinstance(ours, IRetentionStorage)
+    archive, mark = await ours.begin_archive(uuid.uuid4(), uri="file:///archive", by="me"), await ours.get_saga(ID)
+    await ours.verify_archive(archive.id, sha256=None, sagas=1, entries=len(before), bytes=1, watermark=None)
+    made = await ours.make_stubs(archive.id, [SagaMark(ID, mark.version, len(before), before[-1].id)])
+    assert list(made.made) == [ID]
+    with pytest.raises(SagaArchivedError):
+        await Shop(world, new_adapter).run(ID)
+    assert world.calls == done
+    adapter = CqrsSagaStorage(ours)
+    with pytest.raises(ValueError, match=f"^Saga {ID} already exists$"):
+        await adapter.create_saga(ID, "order", {})
+    assert await adapter.get_sagas_for_recovery(10) == []
 
 
 async def test_concurrent_increments(new_storage: NewStorage) -> None:

@@ -42,11 +42,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a plan is made of: the shape of the tables, the recorded revision, leases that hold, and the revisions."""
+    """What a plan is made of: the shape of the tables, the recorded revision, leases that hold, whether there are stubs, and the
+    revisions."""
 
     shape: Shape
     revision: str | None
     leases: int
+    stubs: bool
     history: tuple[str, ...]
 
 
@@ -80,6 +82,11 @@ def _refusals(goal: Goal, found: Found) -> Iterator[str]:
     elif goal == "undo":
         if found.leases:
             yield f"{found.leases} sagas are leased: stop the processes that use saga-store, or wait for them"
+        if found.stubs:
+            yield (
+                "there are stubs of archived sagas, which python-cqrs would take for sagas without a history: restore "
+                "them, or let them be forgotten"
+            )
         yield from differences(expected_fingerprints()[found.revision], found.shape.fingerprint)
 
 

@@ -18,6 +18,7 @@ from saga_store.schema.session import enter_schema, migration, require_schema, t
 from saga_store.schema.settings import LOCK_WAIT, LogReport, MigrationError, Report, Settings
 
 _LEASES = text("SELECT count(*) FROM saga_executions WHERE lease_expires_at > statement_timestamp()")
+_STUBS = text("SELECT EXISTS (SELECT FROM saga_executions WHERE archived_at IS NOT NULL)")
 
 
 def plan(bind: Bind, goal: Goal = "adopt", *, schema: str | None = None, rewrite_below: int = REWRITE_BELOW) -> Plan:
@@ -128,7 +129,8 @@ def _plan(connection: Connection, goal: Goal, rewrite_below: int, schema: str | 
             require_schema(connection, schema)
         enter_schema(connection, schema)
         shape, revision = read(connection), recorded_revision(connection)
-        found = Found(shape, revision, _leases(connection, shape), history)
+        stubs = goal == "undo" and _has_stubs(connection, shape)
+        found = Found(shape, revision, _leases(connection, shape), stubs, history)
         if not shape.tables:
             warn_of_elsewhere(connection, str(shape.schema))
     return make_plan(goal, found, rewrite_below=rewrite_below)
@@ -139,3 +141,10 @@ def _leases(connection: Connection, shape: Shape) -> int:
     if executions is None or "lease_expires_at" not in executions.all("column"):
         return 0
     return connection.scalar(_LEASES) or 0
+
+
+def _has_stubs(connection: Connection, shape: Shape) -> bool:
+    executions = shape.tables.get(EXECUTIONS)
+    if executions is None or "archived_at" not in executions.all("column"):
+        return False
+    return bool(connection.scalar(_STUBS))

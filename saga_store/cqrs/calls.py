@@ -13,7 +13,7 @@ from cqrs.saga.storage.models import SagaLogEntry as CqrsLogEntry
 from cqrs.saga.storage.protocol import SagaStorageRun
 
 from saga_store.cqrs.lease import UnderLease
-from saga_store.errors import SagaAlreadyExistsError, SagaConcurrencyError, SagaNotFoundError
+from saga_store.errors import SagaAlreadyExistsError, SagaArchivedError, SagaConcurrencyError, SagaNotFoundError
 from saga_store.interface import ICheckpointStorage
 from saga_store.model import Context, SagaStatus, SagaStepStatus, StepAction
 from saga_store.run import SagaRun
@@ -31,6 +31,8 @@ class _EngineErrors:
     ) -> None:
         if error is None:
             return
+        if isinstance(error, SagaArchivedError):
+            return  # what the engine doesn't find it begins; this one has ended, and isn't to begin again
         # The words are python-cqrs's own: applications look for them.
         if isinstance(error, SagaNotFoundError):
             raise ValueError(f"Saga {error.saga_id} not found") from error  # noqa: TRY004 - what the engine looks for
