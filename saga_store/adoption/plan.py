@@ -43,7 +43,8 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a plan is made of: the shape of the tables, the recorded revision, leases that hold, whether there are stubs, and the
-    revisions."""
+    revisions.
+    """
 
     shape: Shape
     revision: str | None
