@@ -335,7 +335,9 @@ def advice(
 
     def command(verb: str, when: str, *more: str) -> Advice:
         reason = when[0].lower() + when[1:]
-        words = ["saga-store", "saga", verb, str(saga.id), *more, *given, "--reason", reason]
+        # What has become of the saga since it was looked at may call for something else.
+        version = "--expected-version", str(saga.version)
+        words = ["saga-store", "saga", verb, str(saga.id), *more, *version, *given, "--reason", reason]
         return Advice(when, shlex.join(words))
 
     found = []

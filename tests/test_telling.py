@@ -282,8 +282,9 @@ def test_advice() -> None:
     assert commands[0][4:8] == ["--entry", "7", "--status", "COMPLETED"]
     assert commands[2][4:8] == ["--entry", "8", "--status", "COMPENSATED"]
     assert all(words[words.index("--schema") + 1] == "it's" for words in commands)
+    assert all(words[words.index("--expected-version") + 1] == str(saga.version) for words in commands)
     assert advice(summary(SagaCondition.HELD, owner="w"), [])[0].command.startswith(
-        f"saga-store saga break-lease {SAGA_ID} --reason "
+        f"saga-store saga break-lease {SAGA_ID} --expected-version 1 --reason "
     )
     assert advice(summary(SagaCondition.ACTIVE), []) == []
     assert not any("script" in one.command for one in found)
