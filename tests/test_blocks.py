@@ -127,5 +127,5 @@ def test_what_is_advised_can_be_copied(tmp_path: Path, name: str, columns: int) 
         del words[:count]
         assert (saga, verb in {"settle", "retry", "give-up", "break-lease"}) == ("saga", True)
         assert str(UUID(saga_id)) == saga_id
-        assert set(options[::2]) <= {"--entry", "--status", "--reason"}
+        assert set(options[::2]) <= {"--entry", "--status", "--expected-version", "--reason"}
         assert options[-2] == "--reason"
