@@ -178,7 +178,7 @@ def cost_of(connection: psycopg.Connection, query: str, parameters: Mapping[str,
 
 
 def _scans(node: dict[str, Any]) -> Iterator[bool]:
-    yield node["Node Type"] == "Seq Scan" and node["Relation Name"].startswith("saga_")
+    yield node["Node Type"] == "Seq Scan" and node["Relation Name"] in {"saga_executions", "saga_logs"}
     for inner in node.get("Plans", ()):
         yield from _scans(inner)
 

@@ -167,10 +167,11 @@ async def test_views_read_little(full: Database, name: str, mode: str) -> None:
                 continue
             plan = explained(connection, spelling, parameters)
             connection.rollback()
-            assert "Seq Scan on saga_" not in plan, plan
+            # The ledger of archives has a row for thousands of sagas, and is added up as a whole.
+            assert not re.search("Seq Scan on saga_(executions|logs)", plan), plan
             of_all = next(line for line in plan.splitlines() if "Buffers:" in line)
             pages = sum(int(found) for found in re.findall(r"(?:hit|read)=(\d+)", of_all))
-            assert 0 < pages <= most_pages, plan
+            assert pages <= most_pages, plan
 
 
 def explained(connection: psycopg.Connection, spelling: Spelling, parameters: Parameters) -> str:
