@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from benchmarks import views
+from benchmarks import telemetry, views
 from benchmarks.beds import OF_SAGAS, Bed
 from benchmarks.peers import create_cqrs_tables
 from benchmarks.rows import ROWS, Row
 from benchmarks.server import BenchmarkError
 from benchmarks.workload import STEPS, Clock, run_crowd
+from saga_store import schema
 
 if TYPE_CHECKING:
     from tests.databases import Database
@@ -186,3 +187,13 @@ class TestViews:
             f"{dear}: 1.51 times as many pages",
             "in doubt: reads a whole table",
         ]
+
+
+def test_telling_is_measured(empty_database: "Database") -> None:
+    """Each way in each round, all compared with the one that tells nothing."""
+    schema.upgrade(empty_database.url())
+    found = asyncio.run(telemetry.measure(empty_database.url(), rounds=2, sagas=2, at_a_time=2))
+    assert {name: len(seconds) for name, seconds in found.items()} == dict.fromkeys(telemetry.WAYS, 2)
+    table = telemetry.render(found).splitlines()
+    assert len(table) == 3 + len(telemetry.WAYS)
+    assert "1.000" in table[3]
