@@ -651,12 +651,18 @@ class IRetentionStorage(ISagaStorage):
         """
 
     @abc.abstractmethod
-    async def restore_saga(self, record: SagaRecord, *, keep_for: timedelta = KEPT_AFTER_RESTORE) -> Restored:
+    async def restore_saga(
+        self, record: SagaRecord, *, archive_id: UUID | None = None, keep_for: timedelta = KEPT_AFTER_RESTORE
+    ) -> Restored:
         """Do what ``restore_sagas`` does, for one saga."""
 
     @abc.abstractmethod
     async def restore_sagas(
-        self, records: Sequence[SagaRecord], *, keep_for: timedelta = KEPT_AFTER_RESTORE
+        self,
+        records: Sequence[SagaRecord],
+        *,
+        archive_id: UUID | None = None,
+        keep_for: timedelta = KEPT_AFTER_RESTORE,
     ) -> list[Restored]:
         """Put sagas back as their records have them, into their stubs or as new rows; all in one transaction.
 
@@ -665,11 +671,13 @@ class IRetentionStorage(ISagaStorage):
 
         Args:
             records: The sagas.
+            archive_id: The archive that has the records. Then none goes into the stub of another one: that may have a
+                longer history at the same version. None: the caller knows that they are the latest.
             keep_for: For how long they are held, so that the next archive leaves them; zero: not at all.
 
         Returns:
             What came of each. One that is there already, with whatever content, is left as it was; so is a stub of
-            another version.
+            another version or archive.
 
         Raises:
             InvalidSagaDataError: Something is no record, or an impossible one: unfinished, its context no JSON object.

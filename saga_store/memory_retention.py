@@ -137,14 +137,16 @@ class MemoryKeepingStorage(SagaStorage):
         database._archives[archive_id] = replace(archive, removed=archive.removed + len(made))
         return StubsMade(made, already)
 
-    async def _restore(self, records: Sequence[SagaRecord], keep_for: timedelta) -> list[Restored]:
+    async def _restore(
+        self, records: Sequence[SagaRecord], archive_id: UUID | None, keep_for: timedelta
+    ) -> list[Restored]:
         for record in records:
             decode_context(record.context)  # what isn't JSON is refused before anything is stored
         async with MemorySession(self._database) as session:
             for record in sorted(records, key=lambda record: record.id.int):
                 await session._lock(record.id)
             until = self._database._clock() + keep_for if keep_for else None
-            return [_restored(self._database, record, until) for record in records]
+            return [_restored(self._database, record, archive_id, until) for record in records]
 
     async def _forget(self, older_than: timedelta, limit: int) -> int:
         database = self._database
@@ -230,12 +232,18 @@ def may_go(row: Row, now: datetime) -> bool:
     return row.status not in UNFINISHED and row.archived_at is None and not is_held
 
 
-def _restored(database: MemoryDatabase, record: SagaRecord, until: datetime | None) -> Restored:
+def _restored(
+    database: MemoryDatabase, record: SagaRecord, archive_id: UUID | None, until: datetime | None
+) -> Restored:
     row, log = database._rows.get(record.id), database._logs.get(record.id, [])
     if row is not None and row.archived_at is None:
         return Restored.SAME if same_content(record, _record(row, log)) else Restored.OTHER
     if row is not None and (row.name, row.version, row.created_at) != (record.name, record.version, record.created_at):
         return Restored.OTHER
+    if row is not None and archive_id is not None:
+        of = [archive.id for archive in database._archives.values() if archive.archived_at == row.archived_at]
+        if of and archive_id not in of:
+            return Restored.OTHER
     # A stub's ids are free; elsewhere they may be those of others.
     entries = [
         replace(entry, saga_id=record.id, id=next(database._sequence) if row is None else entry.id)

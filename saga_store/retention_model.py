@@ -163,7 +163,7 @@ class Restored(StrEnum):
     SAME = "same"
     """The saga is there already, with the same content, and was left as it was."""
     OTHER = "other"
-    """The saga, or a stub of another version of it, is there, and was left as it was."""
+    """The saga, or a stub of it of another version or archive, is there, and was left as it was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,9 @@ class RetentionStorage(IRetentionStorage):
         """Do what ``make_stubs`` promises; None if there is no VERIFIED archive of this id."""
 
     @abc.abstractmethod
-    async def _restore(self, records: Sequence[SagaRecord], keep_for: timedelta) -> list[Restored]:
+    async def _restore(
+        self, records: Sequence[SagaRecord], archive_id: UUID | None, keep_for: timedelta
+    ) -> list[Restored]:
         """Do what ``restore_sagas`` promises, for different sagas."""
 
     @abc.abstractmethod
@@ -300,12 +302,18 @@ class RetentionStorage(IRetentionStorage):
             )
         return made
 
-    async def restore_saga(self, record: SagaRecord, *, keep_for: timedelta = KEPT_AFTER_RESTORE) -> Restored:
-        [restored] = await self.restore_sagas([record], keep_for=keep_for)
+    async def restore_saga(
+        self, record: SagaRecord, *, archive_id: UUID | None = None, keep_for: timedelta = KEPT_AFTER_RESTORE
+    ) -> Restored:
+        [restored] = await self.restore_sagas([record], archive_id=archive_id, keep_for=keep_for)
         return restored
 
     async def restore_sagas(
-        self, records: Sequence[SagaRecord], *, keep_for: timedelta = KEPT_AFTER_RESTORE
+        self,
+        records: Sequence[SagaRecord],
+        *,
+        archive_id: UUID | None = None,
+        keep_for: timedelta = KEPT_AFTER_RESTORE,
     ) -> list[Restored]:
         self._check_commits()
         keep_for = valid_period("keep_for", keep_for)
@@ -314,7 +322,9 @@ class RetentionStorage(IRetentionStorage):
         if len(set(ids)) < len(ids):
             twice = next(saga_id for saga_id in ids if ids.count(saga_id) > 1)
             raise InvalidSagaDataError("records", f"must be of different sagas, and two are of {twice}")
-        return await self._restore(checked, keep_for) if checked else []
+        if archive_id is not None:
+            archive_id = _valid_archive_id(archive_id)
+        return await self._restore(checked, archive_id, keep_for) if checked else []
 
     async def forget_stubs(self, *, older_than: timedelta, limit: int = 1000) -> int:
         self._check_commits()

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeVar
@@ -207,7 +207,13 @@ class Executor:
                 async with _translated(attempt):
                     return await transaction.execute(statement, parameters)
 
-            yield run
+            try:
+                yield run
+            except BaseException as exc:
+                # It says more than that a connection that has died can't be rolled back.
+                with suppress(Exception):
+                    await stack.__aexit__(type(exc), exc, exc.__traceback__)
+                raise
             async with _translated(attempt):
                 await stack.aclose()
 

@@ -18,7 +18,9 @@ _MOST_ENTRIES_AT_ONCE = 5000
 _MOST_BYTES_AT_ONCE = 2**22
 
 
-async def restore(transaction: Transaction, records: Sequence[SagaRecord], keep_for: timedelta) -> list[Restored]:
+async def restore(
+    transaction: Transaction, records: Sequence[SagaRecord], archive_id: UUID | None, keep_for: timedelta
+) -> list[Restored]:
     """Return what came of each record, in their order."""
     await transaction.execute(sql.PROBES, {})
     keep = {"keep_for": keep_for.total_seconds()}
@@ -34,13 +36,13 @@ async def restore(transaction: Transaction, records: Sequence[SagaRecord], keep_
             outcomes |= dict.fromkeys([record.id for record in new], Restored.RESTORED)
         left = [record for record in left if record.id not in outcomes]
         if left:
-            outcomes |= await _restore_existing(transaction, left, keep)
+            outcomes |= await _restore_existing(transaction, left, archive_id, keep)
             left = [record for record in left if record.id not in outcomes]
     return [outcomes[record.id] for record in records]
 
 
 async def _restore_existing(
-    transaction: Transaction, records: Sequence[SagaRecord], keep: dict[str, float]
+    transaction: Transaction, records: Sequence[SagaRecord], archive_id: UUID | None, keep: dict[str, float]
 ) -> dict[UUID, Restored]:
     asked = {"saga_ids": ids_as_text([record.id for record in records])}
     await transaction.execute(sql.LOCK_ROWS, asked)
@@ -51,8 +53,9 @@ async def _restore_existing(
         row = found.get(record.id.int)
         if row is None:
             continue
-        *_, is_stub, entries, size = row
-        if is_stub and _is_of(row, record):
+        *_, is_stub, entries, size, archived_in = row
+        is_elsewhere = archive_id is not None and archived_in is not None and archived_in.int != archive_id.int
+        if is_stub and _is_of(row, record) and not is_elsewhere:
             stubs.append(record)
         elif is_stub:
             outcomes[record.id] = Restored.OTHER

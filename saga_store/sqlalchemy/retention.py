@@ -203,9 +203,11 @@ class KeepingStorage(SagaStorage):
 
         return await self._again(work)
 
-    async def _restore(self, records: Sequence[SagaRecord], keep_for: timedelta) -> list[Restored]:
+    async def _restore(
+        self, records: Sequence[SagaRecord], archive_id: UUID | None, keep_for: timedelta
+    ) -> list[Restored]:
         async def work(transaction: Transaction, _: Attempt) -> list[Restored]:
-            return await restore(transaction, records, keep_for)
+            return await restore(transaction, records, archive_id, keep_for)
 
         return await self._again(work)
 

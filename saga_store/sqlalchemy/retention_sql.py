@@ -323,7 +323,8 @@ FOR NO KEY UPDATE
 LOCKED_ROWS = Statement(f"""
 SELECT e.id, convert_to(e.name, 'UTF8'), CAST(e.version AS bigint), timestamptz_send(e.created_at),
     e.archived_at IS NOT NULL, (SELECT count(*) FROM saga_logs WHERE saga_id = e.id),
-    CAST(octet_length(CAST(e.context AS text)) AS bigint)
+    CAST(octet_length(CAST(e.context AS text)) AS bigint),
+    (SELECT id FROM saga_archives WHERE archived_at = e.archived_at)
 FROM saga_executions e
 WHERE e.id = ANY ({_array("saga_ids", "uuid")})
 """)  # noqa: S608 - put together from constants

@@ -558,6 +558,20 @@ class RetentionContract(_RetentiveContract):
         assert await storage.restore_sagas([new]) == [Restored.RESTORED]
         assert await stored(storage, saga_id) == before
 
+    async def test_an_older_archive_doesnt_fill_a_newer_ones_stub(self, storage: RetentiveStorage) -> None:
+        """Log entries don't raise the version: of two records at one version, the stub's own archive has them all."""
+        name = f"order-{uuid4()}"
+        saga_id = await finished(storage, name)
+        old, short = await let_go(storage, saga_id)
+        await storage.restore_saga(short, archive_id=old.id, keep_for=timedelta(0))
+        await storage.log_step(saga_id, "late", "act", SagaStepStatus.COMPLETED)
+        new, long = await let_go(storage, saga_id)
+        assert (short.version, len(short.entries) + 1) == (long.version, len(long.entries))
+        assert await storage.restore_saga(short, archive_id=old.id) is Restored.OTHER
+        assert await storage.find_stub(saga_id) is not None
+        assert await storage.restore_sagas([long], archive_id=new.id) == [Restored.RESTORED]
+        assert (await storage.get_step_history(saga_id))[-1].step_name == "late"
+
     async def test_many_come_back_at_once(self, storage: RetentiveStorage) -> None:
         """As new rows and in their stubs, together; what came of each is told in the order of the records."""
         name = f"order-{uuid4()}"
