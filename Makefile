@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql screens houses setup demo bench bench-migrations bench-views bench-telemetry fmt check test whole crash fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
+.PHONY: help sql screens houses setup demo bench bench-retention bench-migrations bench-views bench-telemetry fmt check test whole crash archive-kills fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,12 @@ $(BENCH_READY): pyproject.toml $(READY)
 
 crash: $(READY) ## kill the server and its clients, cut connections, and check what became of every write; minutes
 	@$(BIN)/python -m tests.crash $(ARGS)
+
+bench-retention: $(READY) ## measure letting go among writers, and archive, verify and restore a million sagas; takes an hour
+	$(BIN)/python -m benchmarks.retention $(ARGS)
+
+archive-kills: $(READY) ## kill an archiver 200 times at random moments, and look for every saga; takes five minutes
+	@$(BIN)/python -m tests.retention.kills $(ARGS)
 
 fmt: $(READY) ## format, and fix what can be fixed
 	$(BIN)/ruff format

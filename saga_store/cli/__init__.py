@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from saga_store.cli import adopt, grants, metrics, migrate, saga, web
+from saga_store.cli import adopt, grants, metrics, migrate, retention, saga, web
 from saga_store.cli.console import Console, UnprintableError, close, warn, write
 from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Verbs
@@ -30,7 +30,18 @@ class _Parser(argparse.ArgumentParser):
         write(sys.stdout if is_asked_for else sys.stderr, message)
 
 
-REGISTERED = (migrate.register, adopt.register, grants.register, saga.register, metrics.register, web.register)
+# Whatever follows them is never shown with its credentials.
+_TAKING_URLS = {"--url", "--to", "--archive", "verify"}
+
+REGISTERED = (
+    migrate.register,
+    adopt.register,
+    grants.register,
+    saga.register,
+    retention.register,
+    metrics.register,
+    web.register,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,5 +89,5 @@ def _run(given: argparse.Namespace, console: Console) -> int:
 def _refuse_stray_urls(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """Exit if there is a URL where none belongs, before its password stands in somebody's message."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        if _URL.search(argument) and before != "--url" and not argument.startswith("--url="):
+        if _URL.search(argument) and before not in _TAKING_URLS and argument.split("=")[0] not in _TAKING_URLS:
             parser.error("a URL stands where none belongs: give it behind --url, or set DATABASE_URL")

@@ -8,13 +8,13 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from saga_store.errors import InvalidSagaDataError, SagaStoreError, UnknownOutcomeError
+from saga_store.errors import InvalidSagaDataError, SagaStoreError
 from saga_store.interface import IRetentionStorage
 from saga_store.retention.errors import ArchiveDamagedError, ArchiveError
 from saga_store.retention.files import ArchiveFile, default_compression
@@ -28,26 +28,20 @@ from saga_store.retention.manifest import (
     parquet_paths,
 )
 from saga_store.retention.reading import Place, as_storage, check_archive, read_manifest
+from saga_store.retention.removing import make_stubs
 from saga_store.retention.target import Target, Writing, temporary
 from saga_store.retention.threads import in_thread
 from saga_store.retention_model import (
-    MOST_MARKS,
     ArchiveState,
     ArchivingTurn,
     ExpiredPage,
     Retention,
     SagaArchive,
-    SagaMark,
 )
 
 SAGAS_PER_ARCHIVE = 10_000
 _MOST = 2**31
 _PAGE = 1000
-# Rows of sagas and entries that one transaction removes, and how long it may take: writers that want one of the rows
-# wait for it.
-_FIRST_ROWS, _FEWEST_ROWS = 4000, 200
-_SLOW_SECONDS, _QUICK_SECONDS = 0.5, 0.2
-_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,35 +286,18 @@ class _Run:
 
     async def _let_go(self, row: SagaArchive, manifest: Manifest) -> None:
         """Make stubs of what hasn't changed, a few at a time, so that no writer waits long."""
-        marks = [line.mark for line in manifest.lines]
-        rows = _FIRST_ROWS
-        position = 0
-        while position < len(marks):
-            if position and self._limits.are_reached():
-                break  # the rest is resumed from the object, by the next run
-            chunk = _first(marks, position, rows)
-            began = time.monotonic()
-            made = await self._make_stubs(row.id, chunk)
-            took = time.monotonic() - began
-            position += len(chunk)
-            self.done.removed += made
-            rows = max(rows // 2, _FEWEST_ROWS) if took > _SLOW_SECONDS else rows
-            rows = min(rows * 2, MOST_MARKS) if took < _QUICK_SECONDS else rows
+        removed = self.done.removed
+
+        def told(made: int) -> None:
+            self.done.removed = removed + made
             self._tell("removing")
-        else:
+
+        if await make_stubs(self._storage, row.id, manifest.marks, self._limits.are_reached, told):
             row = await self._storage.finish_archive(row.id)
         self.done.sagas += row.sagas
         self.done.entries += row.entries
         self.done.bytes += row.bytes
         self.done.archives.append(row)
-
-    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> int:
-        for _ in range(_REPEATS):
-            with suppress(UnknownOutcomeError):
-                made = await self._storage.make_stubs(archive_id, marks)
-                return len(made.made) + len(made.already)
-        made = await self._storage.make_stubs(archive_id, marks)
-        return len(made.made) + len(made.already)
 
     async def _clear_away(self) -> None:
         """Give up what was being written when its archiver died, and remove what is there of it."""
@@ -333,9 +310,10 @@ class _Run:
         given_up = await self._storage.fail_archive(archive_id, error=str(why)[:1000])
         # If it had been verified after all, by one that is alive, sagas may be nowhere else.
         if path is not None and given_up.archived_at is None:
-            for name in (path, manifest_path(path), *parquet_paths(path)):
-                for left in (name, temporary(name)):
-                    with suppress(ArchiveError):
+            # The next run doesn't try again: what is left belongs to no archive, and verify lists it.
+            with suppress(ArchiveError):
+                for name in (path, manifest_path(path), *parquet_paths(path)):
+                    for left in (name, temporary(name)):
                         await self._target.remove(left)
 
     async def _resume(self) -> None:
@@ -383,17 +361,6 @@ class _Run:
 
     def _tell(self, doing: str, more: int = 0) -> None:
         self._report(ArchiveProgress(self.done.sagas + more, self.done.removed, len(self.done.archives), doing))
-
-
-def _first(marks: Sequence[SagaMark], position: int, rows: int) -> Sequence[SagaMark]:
-    """Return the marks from there whose rows are no more than these, and one at least."""
-    end = position
-    while end < len(marks) and end - position < MOST_MARKS:
-        rows -= 1 + marks[end].entries
-        if rows < 0 and end > position:
-            break
-        end += 1
-    return marks[position:end]
 
 
 def _positive(field: str, value: float | None) -> int | None:

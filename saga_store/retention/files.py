@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, TypeAlias, cast
+from uuid import UUID
 
 from saga_store.model import SagaLogEntry
 from saga_store.retention import lines
@@ -131,6 +132,7 @@ class Found:
     """A saga in an archive, and where."""
 
     record: SagaRecord
+    archive_id: UUID
     file: str
     line: int
 
@@ -147,7 +149,7 @@ def read_object(file: BinaryIO | io.BufferedIOBase, manifest: Manifest, uri: str
         stream = _decompressed(raw, compression_of(manifest.path))
         while line := stream.readline(_LONGEST_LINE):
             number += 1
-            yield Found(_read_line(line, number, manifest, uri), uri, number)
+            yield Found(_read_line(line, number, manifest, uri), manifest.id, uri, number)
     except ArchiveError:
         raise
     except (OSError, EOFError, zlib.error, ValueError, _zstd_error()) as exc:

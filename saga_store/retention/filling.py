@@ -1,11 +1,11 @@
 """An archive's object filled from one snapshot of the database, in bounded memory."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from saga_store.errors import SagaUnreadableError
 from saga_store.retention.files import ArchiveFile, Part
-from saga_store.retention.threads import in_thread
+from saga_store.retention.threads import Begun, in_thread
 from saga_store.retention_model import ExpiredPage, ExpiredSaga, Retention, RetentionSnapshot, SagaReading
 
 _PAGE = 1000
@@ -45,22 +45,26 @@ class Filling:
         self._bytes = 0
         self._gathered: list[Part] = []
         self._gathered_bytes = 0
-        self._writing: Awaitable[None] | None = None
+        self._writing: Begun | None = None
         self._unreadable = unreadable
 
     async def fill(self, after: str | None) -> str | None:
         """Begin after that cursor, and return the one that it ended at; None at the end of the walk."""
         sagas = 0
-        while True:
-            page = await self._next_page(after, self._most - sagas)
-            self._unreadable += page.unreadable
-            await self._read(page.sagas)
-            sagas += len(page.sagas)
-            after = page.after
-            if after is None or sagas >= self._most or self._bytes >= _MOST_BYTES or self._is_interrupted(sagas):
-                break
-        await self._write()
-        await self._written()
+        try:
+            while True:
+                page = await self._next_page(after, self._most - sagas)
+                self._unreadable += page.unreadable
+                await self._read(page.sagas)
+                sagas += len(page.sagas)
+                after = page.after
+                if after is None or sagas >= self._most or self._bytes >= _MOST_BYTES or self._is_interrupted(sagas):
+                    break
+            await self._write()
+            await self._written()
+        finally:
+            if self._writing is not None:
+                self._writing.cancel()  # what becomes of it now is nobody's
         return after
 
     async def _next_page(self, after: str | None, most: int) -> ExpiredPage:

@@ -43,6 +43,10 @@ class Manifest:
     lines: Sequence[Line]
 
     @property
+    def marks(self) -> list[SagaMark]:
+        return [line.mark for line in self.lines]
+
+    @property
     def entries(self) -> int:
         return sum(line.mark.entries for line in self.lines)
 
@@ -62,8 +66,8 @@ def compression_of(path: str) -> str | None:
 
 
 def manifest_path(path: str) -> str:
-    """Return the path of an object's manifest."""
-    for suffix in SUFFIXES.values():
+    """Return the path of the manifest of an object, or of a manifest."""
+    for suffix in (*SUFFIXES.values(), MANIFEST):
         path = path.removesuffix(suffix)
     return path + MANIFEST
 

@@ -82,7 +82,7 @@ async def find_archived(storage: object, saga_id: UUID, *, archive: Place | None
         storage: A storage or an engine, whose ledger says where the saga is.
         saga_id: The saga.
         archive: Where to look instead, or by what credentials: a target, or the URI of a target or an archive. Of
-            several records the one of the highest version is returned.
+            several records the latest is returned.
 
     Raises:
         ArchiveDamagedError: The archive isn't what was written.
@@ -99,14 +99,15 @@ async def find_archived(storage: object, saga_id: UUID, *, archive: Place | None
 
 
 async def search(archive: Place, saga_id: UUID) -> Found | None:
-    """Look for a saga in all archives of a target; return the record of the highest version."""
+    """Look for a saga in all archives of a target; return the latest of its records."""
     found = await find(archive)
-    best: tuple[int, Manifest] | None = None
+    best: tuple[tuple[int, int, int], Manifest] | None = None
     for path in found.manifests:
         manifest = await read_manifest(found.target, path)
-        versions = [line.mark.version for line in manifest.lines if line.mark.id == saga_id]
-        if versions and (best is None or versions[0] >= best[0]):
-            best = versions[0], manifest
+        for mark in manifest.marks:
+            key = mark.version, mark.entries, mark.last_entry_id
+            if mark.id == saga_id and (best is None or key > best[0]):
+                best = key, manifest
     return None if best is None else await _pick(found.target, best[1], saga_id)
 
 

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError
 from saga_store.interface import IRetentionStorage
 from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, TargetError
 from saga_store.retention.files import Found
+from saga_store.retention.latest import Latest
 from saga_store.retention.reading import (
+    FoundArchives,
     Place,
     as_storage,
     check_archive,
@@ -18,6 +21,7 @@ from saga_store.retention.reading import (
     read_archive,
     read_manifest,
 )
+from saga_store.retention.threads import in_thread
 from saga_store.retention_model import KEPT_AFTER_RESTORE, Restored
 
 
@@ -28,12 +32,15 @@ class RestoreReport:
     Attributes:
         restored: How many are there now, and weren't.
         same: How many were there already, with the same content.
-        other: Those that are there with other content, and were left as they are: the saga, the file and the line.
+        other: Those that are there with other content, or whose stub is of another archive, and were left as they
+            are: the saga, the file and the line.
+        superseded: Records that weren't looked at, for a later one of the same saga is in another archive there.
     """
 
     restored: int = 0
     same: int = 0
     other: list[tuple[UUID, str, int]] = field(default_factory=list)
+    superseded: int = 0
 
     @property
     def sagas(self) -> int:
@@ -69,49 +76,72 @@ async def restore(
         ArchiveError: No archive has the saga.
         TargetError: The target can't be read, or holds no archive.
     """
-    into = as_storage(storage)
-    done = RestoreReport()
+    run = _Run(as_storage(storage), keep_for, report)
     if saga_id is not None:
-        found = await find_archived(into, saga_id, archive=archive)
-        if found is None:
-            raise await _not_found(into, saga_id, archive)
-        await _put_back(into, [found], keep_for, done)
-        report(done)
-        return done
-    if archive is None:
+        await run.restore_one(saga_id, archive)
+    elif archive is None:
         raise InvalidSagaDataError("saga_id", "must be given, or else an archive")
-    place = await find(archive)
-    if not place.manifests:
-        raise TargetError(place.target.name, "holds no archive")
-    hashes = {}
-    for path in place.manifests:
-        manifest = await read_manifest(place.target, path)
-        await check_archive(place.target, manifest)
-        hashes[path] = manifest.sha256
-    for path, sha256 in hashes.items():
-        manifest = await read_manifest(place.target, path)
-        if manifest.sha256 != sha256:
-            raise ArchiveDamagedError(place.target.uri(path), None, "was changed just now")
-        async for batch in read_archive(place.target, manifest):
-            await _put_back(into, batch, keep_for, done)
-            report(done)
-    return done
+    else:
+        await run.restore_all(await find(archive))
+    return run.done
 
 
-async def _put_back(storage: IRetentionStorage, batch: list[Found], keep_for: timedelta, done: RestoreReport) -> None:
-    try:
-        outcomes = await storage.restore_sagas([found.record for found in batch], keep_for=keep_for)
-    except InvalidSagaDataError as exc:
-        where = f"{batch[0].file}, line {batch[0].line}" + (f" to {batch[-1].line}" if len(batch) > 1 else "")
-        raise InvalidSagaDataError(f"{where}: {exc.field}", exc.reason) from exc
-    for found, outcome in zip(batch, outcomes, strict=True):
-        match outcome:
-            case Restored.RESTORED:
-                done.restored += 1
-            case Restored.SAME:
-                done.same += 1
-            case Restored.OTHER:
-                done.other.append((found.record.id, found.file, found.line))
+class _Run:
+    def __init__(
+        self, storage: IRetentionStorage, keep_for: timedelta, report: Callable[[RestoreReport], None]
+    ) -> None:
+        self._storage = storage
+        self._keep_for = keep_for
+        self._report = report
+        self.done = RestoreReport()
+
+    async def restore_one(self, saga_id: UUID, archive: Place | None) -> None:
+        found = await find_archived(self._storage, saga_id, archive=archive)
+        if found is None:
+            raise await _not_found(self._storage, saga_id, archive)
+        await self._put_back([found])
+
+    async def restore_all(self, place: FoundArchives) -> None:
+        """Read all to its end, then restore the latest record of each saga."""
+        if not place.manifests:
+            raise TargetError(place.target.name, "holds no archive")
+        hashes = []
+        with Latest() as latest:
+            for number, path in enumerate(place.manifests):
+                manifest = await read_manifest(place.target, path)
+                await check_archive(place.target, manifest)
+                await in_thread("restore", partial(latest.add, number, manifest.marks))
+                hashes.append(manifest.sha256)
+            for number, path in enumerate(place.manifests):
+                manifest = await read_manifest(place.target, path)
+                if manifest.sha256 != hashes[number]:
+                    raise ArchiveDamagedError(place.target.uri(path), None, "was changed just now")
+                async for batch in read_archive(place.target, manifest):
+                    ids = [found.record.id for found in batch]
+                    wanted = await in_thread("restore", partial(latest.has_latest, number, ids))
+                    self.done.superseded += len(batch) - len(wanted)
+                    await self._put_back([found for found in batch if found.record.id in wanted])
+
+    async def _put_back(self, batch: list[Found]) -> None:
+        if not batch:
+            return
+        records = [found.record for found in batch]
+        try:
+            outcomes = await self._storage.restore_sagas(
+                records, archive_id=batch[0].archive_id, keep_for=self._keep_for
+            )
+        except InvalidSagaDataError as exc:
+            where = f"{batch[0].file}, line {batch[0].line}" + (f" to {batch[-1].line}" if len(batch) > 1 else "")
+            raise InvalidSagaDataError(f"{where}: {exc.field}", exc.reason) from exc
+        for found, outcome in zip(batch, outcomes, strict=True):
+            match outcome:
+                case Restored.RESTORED:
+                    self.done.restored += 1
+                case Restored.SAME:
+                    self.done.same += 1
+                case Restored.OTHER:
+                    self.done.other.append((found.record.id, found.file, found.line))
+        self._report(self.done)
 
 
 async def _not_found(storage: IRetentionStorage, saga_id: UUID, archive: Place | None) -> ArchiveError:

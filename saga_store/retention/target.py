@@ -195,6 +195,7 @@ class Target:
                     raise TargetError(self.name, f"{what} failed: it did nothing for {self._patience:g} s")
         finally:
             call.is_abandoned = True
+            done.cancel()  # what becomes of it now is nobody's
 
     def _prepare(self, call: Call, *, writes: bool) -> None:
         self._fs.invalidate_cache()

@@ -4,9 +4,12 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 _T = TypeVar("_T")
+
+Begun: TypeAlias = asyncio.Future[None]
+"""What a thread does that returns nothing."""
 
 
 def in_thread(what: str, work: Callable[[], _T]) -> "asyncio.Future[_T]":

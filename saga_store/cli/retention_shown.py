@@ -1,0 +1,105 @@
+"""What the verbs of retention print: facts for a machine, and text for a person."""
+
+from typing import Any
+
+from saga_store.cli.sagas_shown import plain
+from saga_store.inspection import visible
+from saga_store.retention import ArchiveReport, RestoreReport, VerifyReport
+from saga_store.retention_model import ArchivePage, SagaArchive
+
+__all__ = [
+    "archived_as_facts",
+    "archived_as_text",
+    "archives_as_text",
+    "plain",
+    "restored_as_facts",
+    "restored_as_text",
+    "verified_as_text",
+]
+
+# Of sagas or files that are named one by one.
+_MOST_NAMED = 20
+
+
+def archived_as_facts(report: ArchiveReport) -> dict[str, Any]:
+    facts: dict[str, Any] = plain(report)
+    facts["expired"] = [
+        {"name": name, "status": status, "count": count} for (name, status), count in sorted(report.expired.items())
+    ]
+    return facts
+
+
+def archived_as_text(report: ArchiveReport) -> str:
+    if report.is_dry_run:
+        lines = [f"{_amount(report.sagas, report.entries, report.bytes)} would be archived"]
+        lines += [f"  {count:,} {status}  {visible(name)}" for (name, status), count in sorted(report.expired.items())]
+    else:
+        count, took = len(report.archives), f"{report.seconds:.1f} s"
+        lines = [
+            f"{_amount(report.sagas, report.entries, report.bytes)} archived in {count} archives",
+            f"{report.removed:,} removed; it took {took}",
+        ]
+        lines += [f"  {_line(row)}" for row in report.archives[:_MOST_NAMED]]
+        if len(report.archives) > _MOST_NAMED:
+            lines.append(f"  and {len(report.archives) - _MOST_NAMED} more: saga-store archives lists them")
+        if stayed := report.sagas - report.removed:
+            lines.append(f"{stayed:,} stayed: changed meanwhile, held or locked, or left for the next run")
+    if report.unreadable:
+        named = ", ".join(map(str, report.unreadable[:_MOST_NAMED]))
+        lines.append(f"{len(report.unreadable)} can't be read and stayed: {named}")
+    lines += [f"verified at another target, and its sagas not removed yet: {visible(uri)}" for uri in report.left]
+    if not report.is_complete:
+        lines.append("there is more: the next run goes on")
+    return "\n".join(lines)
+
+
+def archives_as_text(page: ArchivePage) -> str:
+    lines = [_line(row) for row in page.archives] or ["none"]
+    if page.after:
+        lines.append(f"there are more: --after {page.after}")
+    return "\n".join(lines)
+
+
+def verified_as_text(report: VerifyReport) -> str:
+    right = [archive for archive in report.archives if not archive.problem]
+    sagas, entries = sum(archive.sagas for archive in right), sum(archive.entries for archive in right)
+    amount = _amount(sagas, entries, sum(archive.bytes for archive in right))
+    lines = [f"{len(right)} archives are what was written: {amount}"]
+    lines += [f"damaged: {visible(problem)}" for problem in report.problems]
+    lines += [f"of no archive: {visible(uri)}" for uri in report.strays[:_MOST_NAMED]]
+    if len(report.strays) > _MOST_NAMED:
+        lines.append(f"and {len(report.strays) - _MOST_NAMED} more files of no archive")
+    return "\n".join(lines)
+
+
+def restored_as_facts(report: RestoreReport) -> dict[str, Any]:
+    return {
+        "restored": report.restored,
+        "same": report.same,
+        "superseded": report.superseded,
+        "other": [{"id": str(saga_id), "file": file, "line": line} for saga_id, file, line in report.other],
+    }
+
+
+def restored_as_text(report: RestoreReport) -> str:
+    lines = [f"restored {report.restored:,} sagas; {report.same:,} were there already, the same"]
+    lines += [
+        f"left as it is, with other content: saga {saga_id} ({visible(file)}, line {line})"
+        for saga_id, file, line in report.other[:_MOST_NAMED]
+    ]
+    if len(report.other) > _MOST_NAMED:
+        lines.append(f"and {len(report.other) - _MOST_NAMED} more")
+    if report.superseded:
+        lines.append(f"{report.superseded:,} older records were passed over")
+    return "\n".join(lines)
+
+
+def _amount(sagas: int, entries: int, size: int) -> str:
+    return f"{sagas:,} sagas with {entries:,} entries, {size:,} bytes"
+
+
+def _line(row: SagaArchive) -> str:
+    begun = f"{row.begun_at:%Y-%m-%d %H:%M}"
+    where = "archived nowhere" if row.uri is None else visible(row.uri)
+    why = f": {visible(row.error)}" if row.error else ""
+    return f"{begun}  {row.state.value:8}  {row.removed:,} of {row.sagas:,} removed  {where}{why}"

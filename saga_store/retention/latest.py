@@ -1,0 +1,52 @@
+"""Of several records of a saga, the latest: the one of the highest version, and of these the longest history.
+
+A saga has several if it was restored, and archived again. Versions and histories only grow, so that the longest is the
+newest, and those of equal length are equal.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from saga_store.retention_model import SagaMark
+
+
+class Latest:
+    """Which archive has the latest record of each saga; on disk, for there may be a hundred million of them."""
+
+    def __init__(self) -> None:
+        # A file without a name, which goes with the connection.
+        self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._database.execute(
+            "CREATE TABLE latest (id BLOB PRIMARY KEY, version INT, entries INT, last_entry_id INT, archive INT)"
+            " WITHOUT ROWID"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._database.close()
+
+    def add(self, archive: int, marks: Iterable[SagaMark]) -> None:
+        self._database.execute("BEGIN")
+        self._database.executemany(
+            "INSERT INTO latest VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET version = excluded.version,"
+            " entries = excluded.entries, last_entry_id = excluded.last_entry_id, archive = excluded.archive"
+            " WHERE (excluded.version, excluded.entries, excluded.last_entry_id) > (version, entries, last_entry_id)",
+            ((mark.id.bytes, mark.version, mark.entries, mark.last_entry_id, archive) for mark in marks),
+        )
+        self._database.execute("COMMIT")
+
+    def has_latest(self, archive: int, ids: Sequence[UUID]) -> set[UUID]:
+        """Return those of the sagas whose latest record this archive has."""
+        places = ",".join("?" * len(ids))
+        rows = self._database.execute(
+            f"SELECT id FROM latest WHERE archive = ? AND id IN ({places})",  # noqa: S608 - of question marks
+            [archive, *(saga_id.bytes for saga_id in ids)],
+        )
+        return {UUID(bytes=saga_id) for (saga_id,) in rows}
