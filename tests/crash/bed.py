@@ -21,6 +21,7 @@ from alembic.config import Config
 from sqlalchemy import URL
 
 from saga_store.testing.postgres import RestartableServer, restartable
+from tests.crash import archiver
 from tests.crash.client import Setup
 from tests.crash.disk import SmallDisk, small_disk, unmount
 from tests.crash.journal import Answer, Answered, Record, Tail
@@ -158,16 +159,83 @@ class ClientProcess:
         return self.journals / f"{name}.stderr"
 
 
+class ArchiverProcess:
+    """One that archives, or restores, behind a proxy of its own."""
+
+    def __init__(self, proxy: Proxy, url: URL, place: Path, plan: Plan, *, restores: bool) -> None:
+        self.proxy = proxy
+        self._url = url
+        self._place = place
+        self._plan = plan
+        self._restores = restores
+        self._lives = 0
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._lives += 1
+        setup = archiver.Setup(
+            self._url.render_as_string(hide_password=False),
+            str(self._place / "archives"),
+            "asyncpg" if self._lives % 2 else "psycopg",
+            self._restores,
+            f"{self._plan.seed}/{self._restores}/{self._lives}",
+        )
+        with self._errors.open("wb") as errors:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tests.crash.archiver",
+                json.dumps(asdict(setup)),
+                stdin=asyncio.subprocess.PIPE,
+                stderr=errors,
+                cwd=ROOT,
+            )
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def kill(self) -> None:
+        self.check()
+        if self._process is not None:
+            self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    def check(self) -> None:
+        """See that it hasn't ended by itself."""
+        if self._process is not None and self._process.returncode is not None:
+            raise CrashTestError(
+                f"the {'restorer' if self._restores else 'archiver'} ended with {self._process.returncode}:\n"
+                f"{self._errors.read_text()[-4000:]}"
+            )
+
+    @property
+    def _errors(self) -> Path:
+        return self._place / "journals" / f"{'restorer' if self._restores else 'archiver'}.stderr"
+
+
 class Bed:
     """Everything that can be broken.
 
     Attributes:
+        archivers: One that archives, and one that restores.
+        archives: The folder of both.
         disk: Where the log rows are; None if a small one can't be had here.
     """
 
-    def __init__(self, server: RestartableServer, clients: list[ClientProcess], disk: SmallDisk | None) -> None:
+    def __init__(
+        self,
+        server: RestartableServer,
+        clients: list[ClientProcess],
+        archivers: list[ArchiverProcess],
+        archives: Path,
+        disk: SmallDisk | None,
+    ) -> None:
         self.server = server
         self.clients = clients
+        self.archivers = archivers
+        self.archives = archives
         self.disk = disk
 
     @property
@@ -229,6 +297,8 @@ class Bed:
     async def finish(self) -> Record:
         """Let the clients end, kill the server a last time, and return what the clients noted."""
         await asyncio.gather(*(client.finish() for client in self.clients))
+        for process in self.archivers:
+            await process.kill()
         await asyncio.to_thread(self.server.kill)
         await self.start_server()
         return Record.of(self.clients[0].journals)
@@ -247,15 +317,24 @@ async def made(plan: Plan) -> AsyncIterator[Bed]:
         for number in range(plan.clients):
             proxy, url = await stack.enter_async_context(Proxy.before(server.facts.url))
             processes.append(ClientProcess(number, proxy, url, place / "journals", plan))
-        bed = Bed(server, processes, disk)
+        archivers: list[ArchiverProcess] = []
+        for restores in (False, True):
+            proxy, url = await stack.enter_async_context(Proxy.before(server.facts.url))
+            archivers.append(ArchiverProcess(proxy, url, place, plan, restores=restores))
+        bed = Bed(server, processes, archivers, place / "archives", disk)
         try:
             for client in processes:
                 await client.start()
+            for archiving in archivers:
+                await archiving.start()
             yield bed
         finally:
             for client in processes:
                 if client.runs:
                     await client.kill()
+            for archiving in archivers:
+                if archiving.runs:
+                    await archiving.kill()
 
 
 def in_memory() -> Path | None:
@@ -280,6 +359,7 @@ def temporary_folder(parent: Path | None) -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o711)  # when root runs this, another user runs the server
         (folder / "journals").mkdir()
+        (folder / "archives").mkdir()
         yield folder
 
 

@@ -31,6 +31,7 @@ class Fault(StrEnum):
     WRONG_VERSION = "wrong version"
     NOT_ASKED = "never asked for"
     UNEXPECTED = "unexpected error"
+    NOWHERE = "in no archive and not in the tables"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,12 @@ class Verdict:
         return {fault: found[fault] for fault in Fault}
 
 
-def check(operations: Sequence[Operation], stored: Stored) -> Verdict:
+def check(operations: Sequence[Operation], stored: Stored, nowhere: Sequence[tuple[str, str]] = ()) -> Verdict:
+    """Compare; ``nowhere`` are sagas whose archive hasn't got them, and why."""
     by_saga: dict[str, list[Operation]] = defaultdict(list)
     for operation in sorted(operations, key=lambda operation: operation.asked.at):
         by_saga[operation.asked.saga].append(operation)
-    findings: list[Finding] = []
+    findings = [Finding(Fault.NOWHERE, saga, what) for saga, what in nowhere]
     outrun: list[Operation] = []
     for saga in {**by_saga, **stored.states, **stored.logs, **stored.sagas}:
         examined = _Saga(by_saga[saga], stored.states.get(saga, ()), stored.logs.get(saga, ()), stored.sagas.get(saga))
@@ -207,10 +209,10 @@ class _Saga:
     def _examine_one(self, operation: Operation, traces: _Traces, what: str) -> Iterator[tuple[Fault, str]]:
         asked, answered = operation.asked, operation.answered
         logs = [traces.logs[index][0] for index in range(asked.steps)]
-        transactions = {self.states[position].transaction for position in traces.states}
+        transactions: set[int | None] = {self.states[position].transaction for position in traces.states}
         transactions |= {self.logs[position].transaction for position in logs}
-        if len(transactions) > 1:
-            yield Fault.HALF_WRITTEN, f"{what}: in {len(transactions)} transactions"
+        if len(transactions - {None}) > 1:
+            yield Fault.HALF_WRITTEN, f"{what}: in {len(transactions - {None})} transactions"
         if logs != [*range(logs[0], logs[0] + len(logs))] if logs else False:
             yield Fault.OUT_OF_ORDER, f"{what}: its log entries don't stand together in order"
         told = answered.version if answered else None

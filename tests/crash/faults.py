@@ -45,6 +45,22 @@ async def client_killed(bed: Bed, rng: random.Random) -> None:
     await client.start()
 
 
+async def archiver_killed(bed: Bed, rng: random.Random) -> None:
+    """The one that archives, or the one that restores."""
+    process = rng.choice(bed.archivers)
+    await process.kill()
+    await process.start()
+
+
+async def archivers_cut(bed: Bed, rng: random.Random) -> None:
+    """Cut what both of them are at, before or after it was executed."""
+    for process in bed.archivers:
+        process.proxy.cut = rng.choice([Cut.BEFORE_SENDING, Cut.BEFORE_ANSWER])
+    await asyncio.sleep(HOLD_SECONDS)
+    for process in bed.archivers:
+        process.check()
+
+
 async def cut_before_statement(bed: Bed, rng: random.Random) -> None:
     await _cut(bed, rng.choice(bed.clients), Cut.BEFORE_SENDING)
 
@@ -106,6 +122,8 @@ FAULTS: dict[str, Fault] = {
     "server restarted, immediate": server_restarted_immediately,
     "one backend killed (SIGKILL)": backend_killed,
     "client killed (SIGKILL)": client_killed,
+    "archiver or restorer killed (SIGKILL)": archiver_killed,
+    "archiver and restorer cut": archivers_cut,
     "cut before the statement": cut_before_statement,
     "cut before the answer": cut_before_answer,
     "all cut while waiting for a lock": cut_while_locked,
@@ -115,7 +133,12 @@ FAULTS: dict[str, Fault] = {
     "disk full": disk_full,
 }
 # Cuts are what loses single answers; restarts take the longest.
-WEIGHTS = {"cut before the statement": 4, "cut before the answer": 6, "client killed (SIGKILL)": 2}
+WEIGHTS = {
+    "archiver or restorer killed (SIGKILL)": 3,
+    "cut before the statement": 4,
+    "cut before the answer": 6,
+    "client killed (SIGKILL)": 2,
+}
 
 
 def possible(bed: Bed) -> dict[str, Fault]:

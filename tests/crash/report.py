@@ -47,6 +47,8 @@ class Result:
     faults: Counter[str]
     left_out: Sequence[str]
     verdict: Verdict
+    archives: int = 0
+    archived: int = 0
 
     def failed(self, *, definite: bool) -> bool:
         """Whether a storage that keeps its promises would have had another result."""
@@ -64,6 +66,8 @@ class Result:
             "answers": {answer or "none": count for answer, count in self.verdict.answers.items()},
             "unknown_with_version": [_waited(operation) for operation in self.verdict.undecided],
             "unknown_with_version_outrun": [_waited(operation) for operation in self.verdict.outrun],
+            "archives": self.archives,
+            "archived_at_the_end": self.archived,
             "found": {str(fault): count for fault, count in self.verdict.counts.items()},
             "findings": [str(finding) for finding in self.verdict.findings],
         }
@@ -87,6 +91,8 @@ def summary(result: Result) -> str:
         ("    of these with a version", len(result.verdict.undecided)),
         ("    outrun by 8 others or more", len(result.verdict.outrun)),
         ("  client died before an answer", answers[None]),
+        ("archives whose sagas were removed", result.archives),
+        ("  sagas archived at the end", result.archived),
         *((str(fault), count) for fault, count in result.verdict.counts.items()),
     ]
     lines = [f"{name:38} {value}" for name, value in rows]

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from tests.crash import faults as kinds
 from tests.crash import tables
+from tests.crash.archives import read_archived
 from tests.crash.bed import Plan, made
 from tests.crash.checker import check
 from tests.crash.journal import Answer
@@ -35,7 +36,8 @@ async def crash(plan: Plan, out: TextIO) -> Result:
             await bed.until_acknowledged(rng.randint(*plan.writes))
             progress.show(done, name, bed.answers(Answer.OK), bed.answers(Answer.UNKNOWN))
         record = await bed.finish()
-        verdict = check(record.operations(), tables.read(bed.url))
+        archived = await read_archived(bed.url, bed.archives, tables.read(bed.url))
+        verdict = check(record.operations(), archived.stored, archived.lost)
         return Result(
             seed=plan.seed,
             server=f"PostgreSQL {bed.server.facts.version}",
@@ -45,4 +47,6 @@ async def crash(plan: Plan, out: TextIO) -> Result:
             faults=counted,
             left_out=sorted(kinds.FAULTS.keys() - possible.keys()),
             verdict=verdict,
+            archives=archived.archives,
+            archived=archived.stubs,
         )

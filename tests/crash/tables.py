@@ -24,10 +24,22 @@ END $$;
 CREATE TRIGGER crash_audit_insert AFTER INSERT ON saga_executions FOR EACH ROW EXECUTE FUNCTION crash_audit();
 CREATE TRIGGER crash_audit_update AFTER UPDATE ON saga_executions FOR EACH ROW
     WHEN (OLD.version <> NEW.version) EXECUTE FUNCTION crash_audit();
+CREATE TABLE crash_archived (saga_id uuid PRIMARY KEY);
+CREATE FUNCTION crash_archived() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO crash_archived VALUES (NEW.id) ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER crash_archived AFTER UPDATE ON saga_executions FOR EACH ROW
+    WHEN (NEW.archived_at IS NOT NULL) EXECUTE FUNCTION crash_archived();
 """
 
 STATES = "SELECT saga_id::text, version, status, token, transaction FROM crash_audit ORDER BY position"
-LOGS = "SELECT saga_id::text, details, xmin::text::bigint FROM saga_logs ORDER BY id"
+# A saga that was ever archived has had its rows written once more, by a restore.
+LOGS = """
+SELECT l.saga_id::text, l.details, CASE WHEN a.saga_id IS NULL THEN l.xmin::text::bigint END
+FROM saga_logs l LEFT JOIN crash_archived a USING (saga_id) ORDER BY l.id
+"""
 SAGAS = "SELECT id::text, version, status, context ->> 'token' FROM saga_executions"
 
 
@@ -43,11 +55,11 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class LogRow:
-    """A row of the history: the ``index``-th (from 0) of the write with this token."""
+    """A row of the history: the ``index``-th (from 0) of the write with this token; its transaction, if it is known."""
 
     token: str
     index: int
-    transaction: int
+    transaction: int | None
 
 
 @dataclass(frozen=True, slots=True)

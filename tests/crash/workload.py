@@ -18,6 +18,7 @@ from saga_store import (
     Checkpoint,
     ISagaStorage,
     LogStep,
+    SagaArchivedError,
     SagaNotFoundError,
     SagaRun,
     SagaStatus,
@@ -143,6 +144,8 @@ class OwnSaga:
             await self.client.storage.load_saga_state(self.saga)
             await self.client.storage.get_step_history(self.saga)
             self.version = (await self.client.storage.get_saga(self.saga)).version
+        except SagaArchivedError:
+            pass  # whatever is written to it is refused, until it is restored
         except StorageUnavailableError:
             await asyncio.sleep(PAUSE_SECONDS)
 
@@ -270,14 +273,15 @@ async def cancelled_and_repeated(unit: SagaRun, rng: random.Random) -> None:
 
 async def into_a_session(unit: SagaRun, saga: UUID, engine: AsyncEngine, rng: random.Random) -> None:
     """Commit in a transaction of the application's; one time in five that is rolled back, and the run commits alone."""
-    async with AsyncSession(engine) as session:
-        await unit.commit(into=session)
-        commits = rng.random() < 0.8
-        try:
+    commits, is_committing = rng.random() < 0.8, False
+    try:
+        async with AsyncSession(engine) as session:
+            await unit.commit(into=session)
+            is_committing = commits
             await (session.commit() if commits else session.rollback())
-        except (SQLAlchemyError, OSError) as exc:
-            # They are the application's: nobody repeats a COMMIT.
-            raise UnknownOutcomeError(saga) if commits else StorageUnavailableError(str(exc)) from exc
+    except (SQLAlchemyError, OSError) as exc:
+        # They are the application's: nobody repeats a COMMIT, and a session that can't be closed is one of them.
+        raise UnknownOutcomeError(saga) if is_committing else StorageUnavailableError(str(exc)) from exc
     await unit.commit()  # what was rolled back is in the buffer again, and otherwise there is nothing
 
 
@@ -294,6 +298,9 @@ class SharedSagas:
         saga = uuid5(SHARED, f"{slot}/{self._generations[slot]}")
         try:
             version = (await self._client.storage.get_saga(saga)).version
+        except SagaArchivedError:
+            self._generations[slot] += 1
+            return
         except SagaNotFoundError:
             await self._create(saga)
             return
