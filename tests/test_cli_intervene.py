@@ -199,6 +199,25 @@ class TestOneSaga:
         assert err.count("\n") == 1
 
 
+class TestHolding:
+    def test_a_hold_and_its_end(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """Until it is released, or for as long as is said; whoever works on the saga goes on."""
+        [saga_id] = make(1, status=SagaStatus.COMPLETED)
+        query = (
+            "SELECT version, retain_until = 'infinity', retain_until < now() + interval '31 days' FROM saga_executions"
+        )
+        assert command("hold", saga_id.hex[:8], *WHY)[:2] == (Exit.DONE, f"held: saga {saga_id}\n")
+        assert admin.execute(query).fetchone() == (1, True, False)
+        assert command("hold", str(saga_id), *WHY, "--until", "30d")[0] == Exit.DONE
+        assert admin.execute(query).fetchone() == (1, False, True)
+        assert command("release", "--name", "order", *WHY, "--yes")[0] == Exit.DONE
+        assert admin.execute(query).fetchone() == (1, None, None)
+        code, _, err = command("release", str(saga_id), *WHY)
+        assert (code, err.count("\n")) == (Exit.REFUSED, 1)
+        code, _, err = command("hold", str(saga_id), *WHY, "--until", "2020-01-01")
+        assert (code, err.count("\n")) == (Exit.USAGE, 1)
+
+
 class TestWrongUsage:
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -67,6 +67,8 @@ class Deed(abc.ABC):
     done: ClassVar[str]
     needs_saga: ClassVar[bool] = False
     """Whether it can't be done to a saga whose row can't be read."""
+    depends_on_version: ClassVar[bool] = True
+    """Whether what has become of the saga since it was looked at makes a difference."""
 
     def narrowed(self, asked: SagaQuery) -> SagaQuery:
         """Return the query for those sagas only to which it can be done."""
@@ -248,7 +250,7 @@ class Intervene:
 
     async def _do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> Result:
         try:
-            if await _goes_on(storage, planned):
+            if self._deed.depends_on_version and await _goes_on(storage, planned):
                 return Result(planned, "changed", "has logged steps since it was planned")
             await self._deed.do(storage, planned, given)
         except SagaConcurrencyError as exc:
@@ -280,7 +282,7 @@ class Intervene:
 
 
 async def _goes_on(storage: SqlAlchemySagaStorage, planned: Planned) -> bool:
-    """Whether the saga has logged steps since, which leaves its version; what persons did doesn't."""
+    """Whether the saga has logged steps since, which leaves its version; what persons did is no sign of life."""
     last = planned.saga.last_entry if planned.saga else None
     newer = await storage.get_recent_history(planned.saga_id, after=last.id if last else 0)
     return any(not entry.step_name.startswith(INTERVENTION) for entry in newer.entries)

@@ -1,14 +1,15 @@
-"""The verbs with which a person intervenes: saga retry, give-up, break-lease, settle."""
+"""The verbs with which a person intervenes: saga retry, give-up, break-lease, settle, hold, release."""
 
 import argparse
 import getpass
 import os
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from saga_store.cli.output import add_options
-from saga_store.cli.saga_filters import ID_HELP, add_filters, add_judging, add_zone
+from saga_store.cli.saga_filters import ID_HELP, add_filters, add_judging, add_zone, moment, time_of
 from saga_store.cli.saga_intervention import Deed, Intervene, Planned
 from saga_store.cli.sagas_shown import entry_as_text
 from saga_store.cli.verbs import Verbs
@@ -26,6 +27,8 @@ def register(saga: Verbs) -> None:
         (GiveUp(), "Make unfinished sagas FAILED, whoever works on them."),
         (BreakLease(), "Take sagas from whoever holds their leases."),
         (Settle(), "Say how a step in doubt ended."),
+        (Hold(), "Keep sagas, whatever a policy of retention says."),
+        (Release(), "End holds."),
     ):
         verb = saga.add(deed.verb, Intervene(deed), summary=summary, database=True)
         verb.add_argument("id", nargs="?", help=f"{ID_HELP}; or filters in place of it")
@@ -33,6 +36,8 @@ def register(saga: Verbs) -> None:
             verb.add_argument("--entry", type=int, help="the entry in doubt, by its id; if there are several")
             verb.add_argument("--status", dest="outcome", required=True, choices=[end.value for end in _ENDS])
             verb.set_defaults(status=[])
+        if isinstance(deed, Hold):
+            verb.add_argument("--until", type=moment, help="a time, or how long from now (default: until released)")
         verb.add_argument("--reason", required=True, help="why; it is recorded")
         verb.add_argument("--by", default=_user(), help="who decides this (default: the system's user)")
         verb.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
@@ -40,9 +45,10 @@ def register(saga: Verbs) -> None:
         verb.add_argument(
             "--max", type=int, default=_MOST, metavar="N", help=f"refuse to do it to more sagas than this ({_MOST})"
         )
-        verb.add_argument(
-            "--expected-version", type=int, metavar="N", help="with an id: only if the saga is still at this version"
-        )
+        if deed.depends_on_version:
+            verb.add_argument("--expected-version", type=int, metavar="N", help="with an id: only if it is at this one")
+        else:
+            verb.set_defaults(expected_version=None)
         add_filters(verb, statuses=not isinstance(deed, Settle))
         add_judging(verb)
         add_zone(verb)
@@ -128,3 +134,32 @@ class Settle(Deed):
     def described(self, planned: Planned, given: argparse.Namespace) -> str:
         verb = "would settle" if given.dry_run else "settled"
         return f"{verb} {planned.what} of saga {planned.saga_id} as {given.outcome}"
+
+
+class _Retention(Deed):
+    """What is done to any saga, finished or not, and fences no worker."""
+
+    depends_on_version = False
+
+    def narrowed(self, asked: SagaQuery) -> SagaQuery:
+        return asked
+
+    def refusal(self, saga: SagaSummary) -> str | None:
+        del saga
+        return None
+
+
+class Hold(_Retention):
+    verb, asks, done = "hold", "Hold {}", "held"
+
+    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+        until = -given.until if isinstance(given.until, timedelta) else given.until
+        until = None if until is None else time_of(until, local=given.local)
+        await storage.hold_saga(planned.saga_id, by=given.by, reason=given.reason, until=until)
+
+
+class Release(_Retention):
+    verb, asks, done = "release", "Release {}", "released"
+
+    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+        await storage.release_saga(planned.saga_id, by=given.by, reason=given.reason)
