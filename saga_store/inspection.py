@@ -207,6 +207,8 @@ class SagaGroup:
         stopped: Since when each of them is silent, the earliest first.
         examples: The ids of those that are silent for longest, at most three.
         never_claimed: How many of them no worker has ever claimed, nor holds.
+        failed: How many of them have a last entry that is FAILED.
+        lease_owners: Whose leases they are or were under, at most three.
         is_partial: There may be more of them, for not all sagas were looked at.
     """
 
@@ -222,6 +224,8 @@ class SagaGroup:
     examples: tuple[UUID, ...]
     is_partial: bool = False
     never_claimed: int = 0
+    failed: int = 0
+    lease_owners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -715,6 +719,10 @@ def group(summaries: Iterable[SagaSummary], now: datetime, *, is_partial: bool =
                 examples=tuple(saga.id for saga in sagas[:3]),
                 is_partial=is_partial,
                 never_claimed=sum(saga.recovery_attempts == 0 and saga.lease_owner is None for saga in sagas),
+                failed=sum(
+                    saga.last_entry is not None and saga.last_entry.status is SagaStepStatus.FAILED for saga in sagas
+                ),
+                lease_owners=tuple(sorted({saga.lease_owner for saga in sagas if saga.lease_owner is not None})[:3]),
             )
         )
     return sorted(groups, key=lambda one: (-one.count, -one.silent_for, one.examples))

@@ -18,13 +18,13 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from saga_store import MemorySagaStorage, SagaNotFoundError, SagaStepStatus, SchemaError
+from saga_store import MemorySagaStorage, SagaArchivedError, SagaNotFoundError, SagaStepStatus, SchemaError
 from saga_store.errors import InvalidSagaDataError, StorageUnavailableError
 from saga_store.inspection import SagaCondition, SagaPage, SagaQuery, SagaSummary, visible
 from saga_store.telling import ATTENTION
 from saga_store.web import create_app, render_saga
 from tests.html_pages import Html, crawl
-from tests.many_sagas import HOSTILE, HOSTILE_TEXTS, ManySagas, make_many_sagas
+from tests.many_sagas import HOSTILE, HOSTILE_TEXTS, NOW, ManySagas, make_many_sagas
 
 SECRET = "postgresql://shop:hunter2@db-1/shop"  # noqa: S105 - which no page may tell
 
@@ -219,6 +219,16 @@ class TestSaga:
             in (await page(many.storage, f"/sagas/{many.named['5,000 entries']}")).words
         )
 
+    async def test_it_is_held(self) -> None:
+        """A saga that is kept, whatever a policy says, says so."""
+        storage, saga_id = MemorySagaStorage(), uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        assert "Kept until" not in (await page(storage, f"/sagas/{saga_id}")).words
+        await storage.hold_saga(saga_id, by="alice", reason="a lawsuit")
+        html = await page(storage, f"/sagas/{saga_id}")
+        assert "Kept until released" in html.words
+        assert "hold_saga by alice a lawsuit" in html.words
+
     async def test_contexts_are_shown_on_demand(self, many: ManySagas) -> None:
         """A context isn't read before somebody asks for it."""
         path = f"/sagas/{many.named['in doubt 1']}"
@@ -401,6 +411,7 @@ class TestErrors:
             (StorageUnavailableError("the view took longer than it may", "57014"), 503, "longer than it may"),
             (StorageUnavailableError("permission denied: GRANT SELECT ON saga_logs", "42501"), 500, "GRANT SELECT ON"),
             (SchemaError(None, "saga_store_0005"), 500, "run `saga-store upgrade`"),
+            (SagaArchivedError(UUID(int=1), "s3://sagas", NOW), 404, "to s3://sagas; `saga-store restore 00000000-"),
             (RuntimeError(SECRET), 500, "This page couldn't be made; the log says why."),
         ],
     )

@@ -1,5 +1,6 @@
 """``saga-store web``, and the pages on PostgreSQL: what they show to whom, as which role, and what if they can't."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
@@ -202,6 +204,40 @@ class TestExtra:
             [style] = [link for link in html.links if "style.css" in link]
             assert httpx.get(httpx.URL(url).join(f"sagas/{style}")).status_code == httpx.codes.OK
         assert (installed.packages / "saga_store" / "web" / "templates" / "base.html").is_file()
+
+
+class TestCopiedCommands:
+    def test_it_does_what_it_says(self, database: Database, admin: psycopg.Connection, tmp_path: Path) -> None:
+        """Given to a shell as it stands on the page, a command settles that step, and nothing else happens."""
+        canary = tmp_path / "canary"
+        step, saga_id = f"'; touch {canary} #`touch {canary}`$(touch {canary})\n\u202e", uuid4()
+        html = asyncio.run(in_doubt(database, saga_id, step))
+        command = next(piece for piece in html.pieces if piece.startswith("saga-store saga settle "))
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"DATABASE_URL": database.url("psycopg"), "PATH": path}
+        for code in (Exit.DONE, Exit.REFUSED):
+            done = subprocess.run(
+                ["sh", "-c", command],  # noqa: S607 - a shell, as one has it
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=tmp_path,
+            )
+            assert done.returncode == code, done.stderr
+        assert not list(tmp_path.iterdir())
+        found = "SELECT status FROM saga_logs WHERE saga_id = %s AND step_name = %s ORDER BY id"
+        assert admin.execute(found, [saga_id, step]).fetchall() == [("STARTED",), ("COMPLETED",)]
+
+
+async def in_doubt(database: Database, saga_id: UUID, step: str) -> Html:
+    """Make a saga of which this step is in doubt, and return its page."""
+    async with engine_on(database.url("psycopg")) as engine:
+        storage = SqlAlchemySagaStorage(engine)
+        await storage.create_saga(saga_id, step, {})
+        await storage.log_step(saga_id, step, "act", SagaStepStatus.STARTED)
+    _, html = await seen(database.url(), "psycopg", f"/sagas/{saga_id}")
+    return html
 
 
 class TestRoles:

@@ -150,6 +150,11 @@ class InspectionContract(AgingContract):
             assert sum(one.in_doubt for one in groups) == sum(saga.in_doubt for saga in expected.values())
             unclaimed = [saga for saga in expected.values() if not saga.recovery_attempts and not saga.lease_owner]
             assert sum(one.never_claimed for one in groups) == len(unclaimed)
+            failed = [saga for saga in expected.values() if saga.last_entry and saga.last_entry.status is _FAILED]
+            assert sum(one.failed for one in groups) == len(failed)
+            owners = {saga.lease_owner for saga in expected.values()} - {None}
+            assert {owner for one in groups for owner in one.lease_owners} <= owners
+            assert bool(owners) == any(one.lease_owners for one in groups)
             assert {saga_id for one in groups for saga_id in one.examples} <= expected.keys()
 
     async def test_pages_follow_each_other(self, storage: InspectedStorage) -> None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saga_store.errors import (
     InvalidSagaDataError,
+    SagaArchivedError,
     SagaNotFoundError,
     SagaStoreError,
     SagaUnreadableError,
@@ -276,6 +277,8 @@ def _refusal(exc: Exception) -> _Refusal:
     match exc:
         case pages.UnknownIdError():
             refusal = _Refusal(HTTPStatus.NOT_FOUND, f"No saga has an id that begins by {exc.args[0]:.60}.")
+        case SagaArchivedError():
+            refusal = _Refusal(HTTPStatus.NOT_FOUND, f"{exc}.")
         case SagaNotFoundError():
             refusal = _Refusal(HTTPStatus.NOT_FOUND, "This saga isn't there any more.")
         case InvalidSagaDataError():
