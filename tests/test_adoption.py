@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import cast
 from uuid import uuid4
 
 import pytest
@@ -16,7 +17,7 @@ from saga_store.retention_model import Restored
 from saga_store.schema import MigrationError
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.tables import REVISION
-from saga_store.testing.retention import let_go
+from saga_store.testing.retention import RetentiveStorage, let_go
 from tests.cqrs_tables import (
     ENTRIES_OF_EACH,
     OLDER,
@@ -455,7 +456,7 @@ class TestUndoing:
         adoption.adopt(url)
         saga_id = uuid4()
         await storage.save(Checkpoint(saga_id, name="order", status=SagaStatus.COMPLETED, context={"n": 1}))
-        _, record = await let_go(storage, saga_id)
+        _, record = await let_go(cast("RetentiveStorage", storage), saga_id)
         with pytest.raises(AdoptionError, match="stubs of archived sagas, which python-cqrs would take for"):
             adoption.undo(url)
         with pytest.raises(MigrationError, match="holds stubs of archived sagas"):

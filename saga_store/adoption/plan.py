@@ -42,9 +42,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a plan is made of: the shape of the tables, the recorded revision, leases that hold, whether there are stubs, and the
-    revisions.
-    """
+    """What a plan is made of: the tables' shape, their revision, leases that hold, stubs, and the known revisions."""
 
     shape: Shape
     revision: str | None
