@@ -21,6 +21,14 @@ _WANTED = {
     SEQUENCE: "USAGE",
 }
 _WANTED_TO_READ = {EXECUTIONS: "SELECT", LOGS: "SELECT", ARCHIVES: "SELECT", VERSION_TABLE: "SELECT", SEQUENCE: ""}
+# The archiver keeps the ledger. It deletes nothing by itself, but by functions that do so as the owner of the tables.
+_WANTED_TO_ARCHIVE = {**_WANTED_TO_READ, ARCHIVES: "SELECT, INSERT, UPDATE"}
+MAKE_STUBS = "saga_store_make_stubs"
+FORGET_STUBS = "saga_store_forget_stubs"
+_FUNCTIONS = {
+    MAKE_STUBS: f"{MAKE_STUBS}(uuid, uuid[], bigint[], bigint[], bigint[])",
+    FORGET_STUBS: f"{FORGET_STUBS}(uuid[], double precision)",
+}
 
 _SCRIPT = """\
 -- {role_name} may {may}, and no more.
@@ -77,6 +85,84 @@ $check$;
 
 COMMIT;
 """
+
+# What the archiver may have deleted, and nothing else: the entries of sagas that are finished, not held, and what their
+# marks say, by an archive that the ledger calls VERIFIED; and stubs without entries. As in sqlalchemy/retention_sql.py,
+# rows are locked first and compared later, by a statement of its own, whose snapshot is younger than the locks.
+_ARCHIVER = """
+CREATE OR REPLACE FUNCTION {make_stubs}(
+    archive_id uuid, saga_ids uuid[], versions bigint[], counts bigint[], last_ids bigint[]
+) RETURNS SETOF uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off AS $stubs$
+DECLARE
+    verified timestamptz;
+    locked uuid[];
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'sagas are let go at READ COMMITTED only';
+    END IF;
+    SELECT a.archived_at INTO verified FROM {archives} a WHERE a.id = archive_id AND a.state = 'VERIFIED'
+    FOR NO KEY UPDATE;
+    locked := ARRAY(
+        SELECT e.id
+        FROM unnest(saga_ids, versions) AS mark (id, version)
+        CROSS JOIN LATERAL (
+            SELECT s.id FROM {executions} s
+            WHERE s.id = mark.id AND s.version = mark.version AND s.archived_at IS NULL AND s.updated_at <= verified
+                AND s.status IN ('COMPLETED', 'FAILED') AND s.lease_owner IS NULL
+                AND (s.retain_until IS NULL OR s.retain_until <= statement_timestamp())
+            FOR UPDATE SKIP LOCKED
+        ) e
+    );
+    RETURN QUERY
+    WITH same AS MATERIALIZED (
+        SELECT mark.id
+        FROM unnest(saga_ids, counts, last_ids) AS mark (id, entries, last_id)
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS entries, COALESCE(max(l.id), 0) AS last_id
+            FROM {logs} l
+            WHERE l.saga_id = mark.id
+            OFFSET 0
+        ) found
+        WHERE mark.id = ANY (locked) AND found.entries = mark.entries AND found.last_id = mark.last_id
+    ), removed AS (
+        DELETE FROM {logs} l USING same WHERE l.saga_id = same.id
+    ), stubs AS (
+        UPDATE {executions} e SET context = '{{}}', archived_at = verified, retain_until = NULL
+        FROM same WHERE e.id = same.id
+        RETURNING e.id
+    ), counted AS (
+        UPDATE {archives} a SET removed = a.removed + (SELECT count(*) FROM stubs) WHERE a.id = archive_id
+    )
+    SELECT stubs.id FROM stubs;
+END
+$stubs$;
+CREATE OR REPLACE FUNCTION {forget_stubs}(saga_ids uuid[], seconds double precision) RETURNS SETOF uuid
+LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $forget$
+    DELETE FROM {executions} e
+    WHERE e.id = ANY (saga_ids) AND e.archived_at <= statement_timestamp() - make_interval(secs => seconds)
+        AND NOT EXISTS (SELECT FROM {logs} l WHERE l.saga_id = e.id)
+    RETURNING e.id
+$forget$;
+DO $owner$
+DECLARE
+    owner name := (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = '{logs}'::regclass);
+BEGIN
+    EXECUTE format('ALTER FUNCTION {make_stubs_arguments} OWNER TO %I', owner);
+    EXECUTE format('ALTER FUNCTION {forget_stubs_arguments} OWNER TO %I', owner);
+END
+$owner$;
+REVOKE ALL ON FUNCTION {make_stubs_arguments}, {forget_stubs_arguments} FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION {make_stubs_arguments}, {forget_stubs_arguments} TO {role};"""
+# Who isn't an archiver any more.
+_NO_ARCHIVER = """
+DO $functions$
+BEGIN
+    IF to_regprocedure('{make_stubs_arguments}') IS NOT NULL THEN
+        REVOKE ALL ON FUNCTION {make_stubs_arguments}, {forget_stubs_arguments} FROM {role};
+    END IF;
+END
+$functions$;"""
 
 # A line for each thing that the role can do and shouldn't, or should and can't, in the schema that comes first in the
 # search path. What a role may do that it belongs to counts, inherited or not, for it can SET ROLE to that.
@@ -136,11 +222,15 @@ UNION ALL SELECT 'it may ' || privilege || ' on ' || quote_ident(object)
     GROUP BY object, kind, privilege
 UNION ALL SELECT 'it may not ' || privilege || ' on ' || quote_ident(object)
     FROM held WHERE is_mine AND is_wanted AND NOT is_held
+UNION ALL SELECT CASE WHEN w.is_wanted THEN 'it may not ' ELSE 'it may ' END || 'execute ' || w.name
+    FROM me CROSS JOIN (VALUES {functions}) AS w (name, function, is_wanted)
+    WHERE NOT me.rolsuper AND NOT EXISTS (SELECT FROM owners WHERE owner = me.oid) AND w.is_wanted <> COALESCE(
+        has_function_privilege(me.oid, to_regprocedure(w.function), 'EXECUTE'), FALSE)
 UNION ALL SELECT 'it may not use the schema' FROM me WHERE NOT has_schema_privilege(me.oid, current_schema(), 'USAGE')
 """
 
 
-def grants(role: str, *, schema: str | None = "public", read_only: bool = False) -> str:
+def grants(role: str, *, schema: str | None = "public", read_only: bool = False, archiver: bool = False) -> str:
     """Return the SQL that lets a role use the storage, and no more: a script in one transaction, for psql.
 
     With it the role may read, insert and update ``saga_executions``, read and insert ``saga_logs``, and read the ledger
@@ -153,19 +243,33 @@ def grants(role: str, *, schema: str | None = "public", read_only: bool = False)
         role: The role that the application connects as, spelled as in ``pg_roles``.
         schema: The schema that the tables are in; None for the first one of the session's search_path that exists.
         read_only: Whether the role shall only read.
+        archiver: Whether the role is the archiver's: it may read, write the ledger of archives, and call two functions
+            that delete, as the owner of the tables, what may be deleted: the entries of sagas that are finished, not
+            held and unchanged, by an archive that the ledger calls VERIFIED; and stubs. It can't delete, insert or
+            update sagas and entries otherwise. Whether the ledger is right PostgreSQL can't tell: the archiver writes
+            it. Nor is a policy known to it.
 
     Raises:
-        ValueError: A name that PostgreSQL can't have: empty, longer than 63 bytes, with NUL; or PUBLIC for a role.
+        ValueError: A role that both is the archiver's and only reads; a name that PostgreSQL can't have: empty, longer
+            than 63 bytes, with NUL; or PUBLIC for a role.
     """
     check_names(role, schema)
-    wanted = _WANTED_TO_READ if read_only else _WANTED
+    wanted = _wanted(read_only=read_only, archiver=archiver)
+    named = {
+        "executions": EXECUTIONS,
+        "logs": LOGS,
+        "archives": ARCHIVES,
+        "make_stubs": MAKE_STUBS,
+        "make_stubs_arguments": _FUNCTIONS[MAKE_STUBS],
+        "forget_stubs": FORGET_STUBS,
+        "forget_stubs_arguments": _FUNCTIONS[FORGET_STUBS],
+        "role": _identifier(role),
+    }
     tables = [name for name in wanted if name != SEQUENCE]
     return _SCRIPT.format(
         # A comment ends with its line.
         role_name=" ".join(role.splitlines()),
-        may="read sagas and their history"
-        if read_only
-        else "read, insert and update sagas, and read and insert their history, which is append-only",
+        may=_may(read_only=read_only, archiver=archiver),
         place="current_schema()" if schema is None else _literal(schema),
         role=_identifier(role),
         role_text=_literal(role),
@@ -173,24 +277,40 @@ def grants(role: str, *, schema: str | None = "public", read_only: bool = False)
         logs=LOGS,
         archives=ARCHIVES,
         version=VERSION_TABLE,
-        grants="\n".join(f"GRANT {wanted[table]} ON TABLE {table} TO {_identifier(role)};" for table in tables),
+        grants="\n".join(f"GRANT {wanted[table]} ON TABLE {table} TO {_identifier(role)};" for table in tables)
+        + (_ARCHIVER if archiver else _NO_ARCHIVER).format(**named),
         sequence=""
-        if read_only
+        if not wanted[SEQUENCE]
         else f"""
     EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', pg_get_serial_sequence('{LOGS}', 'id'), {_literal(role)});""",
-        faults=faults_query(_literal(role), read_only=read_only),
+        faults=faults_query(_literal(role), read_only=read_only, archiver=archiver),
     )
 
 
-def faults_query(role: str, *, read_only: bool = False) -> str:
+def _wanted(*, read_only: bool, archiver: bool) -> dict[str, str]:
+    if read_only and archiver:
+        raise ValueError("a role that only reads can't be the archiver's: give one of read_only and archiver")
+    return _WANTED_TO_ARCHIVE if archiver else _WANTED_TO_READ if read_only else _WANTED
+
+
+def _may(*, read_only: bool, archiver: bool) -> str:
+    if archiver:
+        return "read sagas and their history, write the ledger of archives, and let go what is archived"
+    if read_only:
+        return "read sagas and their history"
+    return "read, insert and update sagas, and read and insert their history, which is append-only"
+
+
+def faults_query(role: str, *, read_only: bool = False, archiver: bool = False) -> str:
     """Return the query for what of the privileges isn't as ``grants`` makes them; the role is a literal or a parameter.
 
     It returns a text for each fault, of the schema that comes first in the search path.
     """
-    wanted = _WANTED_TO_READ if read_only else _WANTED
+    wanted = _wanted(read_only=read_only, archiver=archiver)
     rows = [f"('TABLE', '{name}', '{privileges}')" for name, privileges in wanted.items() if name != SEQUENCE]
     rows.append(f"('SEQUENCE', {SEQUENCE}, '{wanted[SEQUENCE]}')")
-    return _FAULTS.format(role=role, objects=", ".join(rows))
+    functions = [f"('{name}', '{arguments}', {archiver})" for name, arguments in _FUNCTIONS.items()]
+    return _FAULTS.format(role=role, objects=", ".join(rows), functions=", ".join(functions))
 
 
 def check_names(role: str, schema: str | None) -> None:

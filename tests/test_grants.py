@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import LiteralString
+from datetime import timedelta
+from typing import LiteralString, cast
 from uuid import uuid4
 
 import psycopg
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from saga_store.errors import SchemaError
 from saga_store.grants import grants
+from saga_store.model import SagaStepStatus
 from saga_store.schema import check_grants
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.tables import REVISION
@@ -36,6 +38,7 @@ from saga_store.testing import (
     VersionContract,
     VersionRaceContract,
 )
+from saga_store.testing.retention import RetentiveStorage, expired, finished, verified
 from tests.connections import engine_on
 from tests.databases import Database, Databases
 from tests.test_contract import PostgreSQLFixtures
@@ -270,6 +273,94 @@ class TestScript:
             run(database, grants(other))
             with pytest.raises(errors.InsufficientPrivilege, match=f"{other} may not grant on"):
                 run(as_role(database, other), grants(role))
+
+
+class TestArchiver:
+    """The role that archives: it deletes nothing by itself, and has deleted only what may be."""
+
+    @pytest.fixture
+    def archiver(self, database: Database) -> Iterator[Database]:
+        with role_on(database, f"saga_test_{uuid4().hex[:8]}") as role:
+            run(database, grants(role, archiver=True))
+            yield as_role(database, role)
+
+    @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+    async def test_it_lets_go_what_is_unchanged(self, database: Database, archiver: Database, driver: str) -> None:
+        """By its functions: exactly what the statements of the owner let go; and forgets the stubs."""
+        async with engine_on(database.url(driver)) as own, engine_on(archiver.url(driver)) as theirs:
+            storage = cast("RetentiveStorage", SqlAlchemySagaStorage(own))
+            archiving = cast("RetentiveStorage", SqlAlchemySagaStorage(theirs))
+            name = "order"
+            saga_id, late, held = [await finished(storage, name) for _ in range(3)]
+            marks = [saga.mark for saga in await expired(archiving, name)]
+            await storage.log_step(late, "late", "act", SagaStepStatus.COMPLETED)
+            await storage.hold_saga(held, by="alice", reason="the auditors")
+            archive = await verified(archiving)
+            async with archiving.archiving(by="archiver-1") as turn:
+                await turn.check()
+                made = await archiving.make_stubs(archive.id, marks)
+            assert (list(made.made), list(made.already)) == ([saga_id], [])
+            again = await archiving.make_stubs(archive.id, marks)
+            assert (list(again.made), list(again.already)) == ([], [saga_id])
+            assert (await storage.get_archive(archive.id)).removed == 1
+            assert len(await storage.get_step_history(late)) == 3
+            await archiving.finish_archive(archive.id)
+            assert await archiving.forget_stubs(older_than=timedelta(0)) == 1
+            assert await storage.find_stub(saga_id) is None
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            *[statement for statement in FORBIDDEN if "saga_archives" not in statement],
+            "INSERT INTO saga_logs (saga_id, step_name, action, status) VALUES (gen_random_uuid(), '', 'act', '')",
+            "UPDATE saga_executions SET context = '{}', archived_at = now()",
+            "INSERT INTO saga_executions (id, name, context) VALUES (gen_random_uuid(), 'order', '{}')",
+            "DELETE FROM saga_archives",
+        ],
+    )
+    def test_postgresql_refuses_everything_else(self, archiver: Database, statement: LiteralString) -> None:
+        """No entry and no saga is deleted, changed or made by hand."""
+        with psycopg.connect(archiver.url()) as connection, pytest.raises(errors.InsufficientPrivilege):
+            connection.execute(statement)
+
+    def test_the_functions_delete_nothing_that_lives(self, database: Database, archiver: Database) -> None:
+        """Whatever is put into the ledger: not what is unfinished, and no stub that isn't one."""
+        run(
+            database,
+            """
+            INSERT INTO saga_executions (id, name, context, status) VALUES (gen_random_uuid(), 'o', '{}', 'RUNNING');
+            INSERT INTO saga_logs (saga_id, step_name, action, status)
+            SELECT id, 'a', 'act', 'FAILED' FROM saga_executions
+            """,
+        )
+        with psycopg.connect(archiver.url(), autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO saga_archives (id, state, archived_by, archived_at) "
+                "VALUES ('00000000-0000-0000-0000-000000000001', 'VERIFIED', 'me', 'infinity')"
+            )
+            made = connection.execute(
+                "SELECT saga_store_make_stubs('00000000-0000-0000-0000-000000000001', array_agg(e.id), array_agg(1), "
+                "array_agg(1), array_agg(l.id)) FROM saga_executions e JOIN saga_logs l ON l.saga_id = e.id"
+            ).fetchall()
+            gone = connection.execute(
+                "SELECT saga_store_forget_stubs(array_agg(id), -1e9) FROM saga_executions"
+            ).fetchall()
+            left = connection.execute("SELECT count(*) FROM saga_logs").fetchone()
+        assert (made, gone, left) == ([], [], (1,))
+
+    def test_check_tells_what_is_amiss(self, database: Database, archiver: Database) -> None:
+        """Of the archiver, and of a role that shouldn't be one; who is given other grants isn't it any more."""
+        role = str(archiver.address.username)
+        assert check_grants(database.url(), role, archiver=True) == []
+        assert any("may INSERT on saga_archives" in fault for fault in check_grants(database.url(), role))
+        assert "it may execute saga_store_make_stubs" in check_grants(database.url(), role)
+        run(database, grants(role))
+        assert check_grants(database.url(), role) == []
+        faults = check_grants(database.url(), role, archiver=True)
+        assert "it may not execute saga_store_make_stubs" in faults
+        assert "it may UPDATE on saga_executions" in faults
+        with pytest.raises(ValueError, match="only reads can't be the archiver's"):
+            grants(role, read_only=True, archiver=True)
 
 
 class TestNames:

@@ -18,7 +18,13 @@ def register(verbs: Verbs) -> None:
         database=True,
     )
     parser.add_argument("--role", required=True, help="the role that the application connects as")
-    parser.add_argument("--read-only", action="store_true", help="for views and reports: let the role only read")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--read-only", action="store_true", help="for views and reports: let the role only read")
+    kind.add_argument(
+        "--archiver",
+        action="store_true",
+        help="for `saga-store archive`: let the role read, and let go what is archived",
+    )
     parser.add_argument(
         "--check", action="store_true", help="look in the database whether the role may do that, and no more"
     )
@@ -28,7 +34,7 @@ def _grants(given: argparse.Namespace, console: Console) -> int:
     try:
         if given.check:
             return _check(given, console)
-        script = grants(given.role, schema=given.schema, read_only=given.read_only)
+        script = grants(given.role, schema=given.schema, read_only=given.read_only, archiver=given.archiver)
     except ValueError as exc:
         return console.fail(exc, Exit.USAGE)
     console.product(script.rstrip(), sql=script)
@@ -36,7 +42,8 @@ def _grants(given: argparse.Namespace, console: Console) -> int:
 
 
 def _check(given: argparse.Namespace, console: Console) -> int:
-    faults = schema.check_grants(given_url(given), given.role, schema=given.schema, read_only=given.read_only)
+    kind = {"read_only": given.read_only, "archiver": given.archiver}
+    faults = schema.check_grants(given_url(given), given.role, schema=given.schema, **kind)
     lines = [f"{given.role} may do what it has to, and no more"]
     if faults:
         remedy = (

@@ -15,18 +15,21 @@ _READABLE = text("""
 _EXISTS = text("SELECT TRUE FROM pg_namespace WHERE nspname = :schema")
 
 
-def check_grants(bind: Bind, role: str, *, schema: str | None = None, read_only: bool = False) -> list[str]:
+def check_grants(
+    bind: Bind, role: str, *, schema: str | None = None, read_only: bool = False, archiver: bool = False
+) -> list[str]:
     """Return what of a role's privileges isn't as the script of ``saga_store.grants.grants`` makes them, a line each.
 
     Privileges that the role has by PUBLIC, by default privileges and by the roles that it belongs to count as well.
     The database is read, and nothing else; any role may ask.
 
     Raises:
-        ValueError: A name that PostgreSQL can't have.
+        ValueError: A name that PostgreSQL can't have; both ``read_only`` and ``archiver``.
         MigrationError: The database can't be reached, or there is no such schema.
     """
     check_names(role, schema)
-    return connected(bind, lambda connection: _read_faults(connection, role, schema, read_only=read_only))
+    query = faults_query("CAST(:role AS text)", read_only=read_only, archiver=archiver)
+    return connected(bind, lambda connection: _read_faults(connection, role, schema, query))
 
 
 def require_readable(connection: Connection, schema: str | None) -> None:
@@ -50,7 +53,7 @@ def _remedy(user: str, schema: str | None) -> str:
     )
 
 
-def _read_faults(connection: Connection, role: str, schema: str | None, *, read_only: bool) -> list[str]:
+def _read_faults(connection: Connection, role: str, schema: str | None, query: str) -> list[str]:
     with connection.begin():
         enter_schema(connection, schema)
         if connection.scalar(text("SELECT current_schema()")) is None:
@@ -59,5 +62,4 @@ def _read_faults(connection: Connection, role: str, schema: str | None, *, read_
                 if schema
                 else "no schema of the session's search_path is there, or you may use none of them: name one as schema"
             )
-        query = text(faults_query("CAST(:role AS text)", read_only=read_only))
-        return sorted(connection.scalars(query, {"role": role}))
+        return sorted(connection.scalars(text(query), {"role": role}))

@@ -44,7 +44,7 @@ from saga_store.sqlalchemy.read_sql import ARCHIVE_OF, MAY_READ_LEDGER
 from saga_store.sqlalchemy.restoring import restore
 from saga_store.sqlalchemy.retention_reading import Run, read_sagas
 from saga_store.sqlalchemy.statement import Statement
-from saga_store.sqlalchemy.wire import Parameters, lasting, read_text
+from saga_store.sqlalchemy.wire import Parameters, Rows, lasting, read_text
 from saga_store.sqlalchemy.write_parameters import ids_as_text
 from saga_store.storage import SagaStorage
 
@@ -193,13 +193,18 @@ class KeepingStorage(SagaStorage):
             await transaction.execute(sql.PROBES, {})
             if not await transaction.execute(sql.LOCK_ARCHIVE, archive):
                 return None
-            rows = await transaction.execute(sql.LOCK_MARKED, archive | _of_marks(marks))
-            locked = {saga_id.int for (saga_id,) in rows}
-            mine = [mark for mark in marks if mark.id.int in locked]
-            made = await transaction.execute(sql.MAKE_STUBS, archive | _of_marks(mine)) if mine else ()
-            left = [mark.id for mark in marks if mark.id.int not in locked]
-            already = await transaction.execute(sql.STUBS_OF, archive | {"saga_ids": ids_as_text(left)}) if left else ()
-            return StubsMade([UUID(int=row[0].int) for row in made], [UUID(int=row[0].int) for row in already])
+            [(may_delete,)] = await transaction.execute(sql.MAY_DELETE, {})
+            if may_delete:
+                rows = await transaction.execute(sql.LOCK_MARKED, archive | _of_marks(marks))
+                locked = {saga_id.int for (saga_id,) in rows}
+                mine = [mark for mark in marks if mark.id.int in locked]
+                made = _ids(await transaction.execute(sql.MAKE_STUBS, archive | _of_marks(mine)) if mine else ())
+            else:
+                made = _ids(await transaction.execute(sql.HAVE_STUBS_MADE, archive | _of_marks(marks)))
+            done = set(made)
+            left = [mark.id for mark in marks if mark.id not in done]
+            asked = archive | {"saga_ids": ids_as_text(left)}
+            return StubsMade(made, _ids(await transaction.execute(sql.STUBS_OF, asked) if left else ()))
 
         return await self._again(work)
 
@@ -257,9 +262,11 @@ class KeepingStorage(SagaStorage):
         if not saga_ids:
             return 0
         parameters = {**age, "saga_ids": ids_as_text(saga_ids)}
+        executor = self._executor(writes=True)
+        [(may_delete,)] = await executor.execute(sql.MAY_DELETE, {})
         try:
             # Twice is as good as once, but for the count.
-            return len(await self._executor(writes=True).execute(sql.FORGET, parameters))
+            return len(await executor.execute(sql.FORGET if may_delete else sql.HAVE_FORGOTTEN, parameters))
         except StorageUnavailableError as exc:
             if exc.sqlstate != _FOREIGN_KEY:
                 raise
@@ -389,6 +396,10 @@ async def _holder(run: Run) -> str:
     pid, application = rows[0]
     named = read_text(application) if application else ""
     return f"PostgreSQL's process {pid}{f', {named}' if named else ''}"
+
+
+def _ids(rows: Rows) -> list[UUID]:
+    return [UUID(int=saga_id.int) for (saga_id,) in rows]  # asyncpg's own UUID class stays inside
 
 
 def _of_terms(terms: Terms) -> dict[str, object]:

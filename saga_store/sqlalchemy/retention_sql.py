@@ -284,6 +284,13 @@ WITH same AS MATERIALIZED (
 )
 SELECT id FROM stubs
 """)  # noqa: S608 - put together from constants
+# Who may not delete has it done by the function that `saga-store grants --archiver` makes, which does the same.
+MAY_DELETE = Statement("SELECT has_table_privilege(CAST('saga_logs' AS regclass), 'DELETE')")
+HAVE_STUBS_MADE = Statement(f"""
+SELECT made
+FROM saga_store_make_stubs({_id("archive_id")}, {_array("saga_ids", "uuid")}, {_array("versions", "bigint")},
+    {_array("entries", "bigint")}, {_array("last_ids", "bigint")}) AS made
+""")  # noqa: S608 - put together from constants
 STUBS_OF = Statement(f"""
 SELECT e.id
 FROM {_GIVEN}
@@ -399,6 +406,10 @@ DELETE FROM saga_executions
 WHERE id = ANY ({_array("saga_ids", "uuid")})
     AND archived_at <= statement_timestamp() - make_interval(secs => CAST(:older_than AS double precision))
 RETURNING id
+""")  # noqa: S608 - put together from constants
+HAVE_FORGOTTEN = Statement(f"""
+SELECT forgotten
+FROM saga_store_forget_stubs({_array("saga_ids", "uuid")}, CAST(:older_than AS double precision)) AS forgotten
 """)  # noqa: S608 - put together from constants
 
 LOCK_TO_HOLD = Statement(f"""

@@ -7,7 +7,9 @@ from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
 # Some stand in quotes, as texts to be cast to regclass.
-_TABLES = re.compile(r"('?)\b(saga_executions|saga_logs|saga_archives|saga_store_version)\b")
+_TABLES = re.compile(
+    r"('?)\b(saga_executions|saga_logs|saga_archives|saga_store_version|saga_store_make_stubs|saga_store_forget_stubs)\b"
+)
 _NAMED = re.compile(r"%\((\w+)\)s")
 # More schemas than this are forgotten and spelled anew: each takes a few kilobytes.
 _MOST_SCHEMAS = 1000

@@ -1,0 +1,1 @@
+SELECT has_table_privilege(CAST('saga_logs' AS regclass), 'DELETE')
