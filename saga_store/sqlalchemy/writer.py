@@ -101,7 +101,7 @@ class Writer:
         if isinstance(outcome, StorageUnavailableError) and not self._executor.joins:
             # This attempt has written nothing; what became of the one before is as open as it was.
             raise self._executor.told(UnknownOutcomeError(write.saga_id)) from outcome
-        if self._executor.observer is not None:
+        if self._executor.observer is not None and not isinstance(outcome, StorageUnavailableError):
             self._executor.observer.resolved(outcome)
         return outcome
 
