@@ -45,6 +45,7 @@ from tests.telemetries import Failing, Recording
 
 STARTED = LogStep("pay", "act", SagaStepStatus.STARTED)
 HOUR = timedelta(hours=1)
+SAGA_ID = UUID(int=7)
 
 
 @pytest.fixture
@@ -78,17 +79,17 @@ class TestNames:
     @pytest.mark.parametrize(
         ("write", "operation"),
         [
-            (Write(uuid4(), name="order", context="{}"), "create_saga saga_executions"),
-            (Write(uuid4(), name="order", status=SagaStatus.RUNNING), "save saga_executions"),
-            (Write(uuid4(), status=SagaStatus.RUNNING), "update_status saga_executions"),
-            (Write(uuid4(), context="{}", lease=Lease(lasts=HOUR)), "update_context saga_executions"),
-            (Write(uuid4(), steps=(STARTED,)), "log_step saga_logs"),
-            (Write(uuid4(), steps=(STARTED,), lease=Lease(lasts=HOUR)), "log_step saga_logs"),
-            (Write(uuid4(), steps=(STARTED,), status=SagaStatus.RUNNING), "save saga_executions"),
-            (Write(uuid4(), lease=Lease()), "renew_lease saga_executions"),
-            (Write(uuid4(), recovery_attempts=0), "save saga_executions"),
+            (Write(SAGA_ID, name="order", context="{}"), "create_saga saga_executions"),
+            (Write(SAGA_ID, name="order", status=SagaStatus.RUNNING), "save saga_executions"),
+            (Write(SAGA_ID, status=SagaStatus.RUNNING), "update_status saga_executions"),
+            (Write(SAGA_ID, context="{}", lease=Lease(lasts=HOUR)), "update_context saga_executions"),
+            (Write(SAGA_ID, steps=(STARTED,)), "log_step saga_logs"),
+            (Write(SAGA_ID, steps=(STARTED,), lease=Lease(lasts=HOUR)), "log_step saga_logs"),
+            (Write(SAGA_ID, steps=(STARTED,), status=SagaStatus.RUNNING), "save saga_executions"),
+            (Write(SAGA_ID, lease=Lease()), "renew_lease saga_executions"),
+            (Write(SAGA_ID, recovery_attempts=0), "save saga_executions"),
         ],
-        ids=str,
+        ids=range(9),
     )
     def test_a_write_is_called_by_what_it_writes(self, write: Write, operation: str) -> None:
         """Also one of a run, whose method is only ever `commit`."""
