@@ -208,6 +208,7 @@ class TestHolding:
         )
         assert command("hold", saga_id.hex[:8], *WHY)[:2] == (Exit.DONE, f"held: saga {saga_id}\n")
         assert admin.execute(query).fetchone() == (1, True, False)
+        assert "kept until released" in command("show", str(saga_id))[1]
         assert command("hold", str(saga_id), *WHY, "--until", "30d")[0] == Exit.DONE
         assert admin.execute(query).fetchone() == (1, False, True)
         assert command("release", "--name", "order", *WHY, "--yes")[0] == Exit.DONE

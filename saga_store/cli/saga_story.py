@@ -4,7 +4,7 @@ import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
+from datetime import MAXYEAR, datetime, timedelta, tzinfo
 
 from saga_store import telling
 from saga_store.cli.blocks import Bar, Block, Cell, Column, Row, Table, Verbatim, cell, line, shown
@@ -70,7 +70,7 @@ def story(saga: SagaSummary, history: RecentHistory, now: datetime, how: Telling
             cell(saga.condition.value, CONDITION_KINDS[saga.condition]),
             cell(
                 f" created {moment(saga.created_at, zone)}, {_silence_of(saga)}"
-                f"version {saga.version}, {number(saga.recovery_attempts, 'recovery attempt')}",
+                f"version {saga.version}, {number(saga.recovery_attempts, 'recovery attempt')}{_kept(saga, zone)}",
                 "dim",
             ),
         ),
@@ -113,6 +113,13 @@ def continued(command: str) -> str:
         else:
             lines[-1] += f" {part}"
     return "    " + " \\\n      ".join(lines)
+
+
+def _kept(saga: SagaSummary, zone: tzinfo | None) -> str:
+    if saga.retain_until is None:
+        return ""
+    until = "released" if saga.retain_until.year == MAXYEAR else moment(saga.retain_until, zone)
+    return f", kept until {until}"
 
 
 def _silence_of(saga: SagaSummary) -> str:

@@ -154,7 +154,7 @@ def _groups_table(found: Sequence[SagaGroup]) -> Table:
         Column("NAME", least=9, likes=22, wraps=True),
         Column("LAST STEP", least=12, likes=28, wraps=True),
         Column("SILENT", least=8, right=True),
-        Column("LAST ERROR", least=20, leaves=2),
+        Column("LAST ERROR OR HOLDER", least=20, leaves=2),
         Column("SUCH AS", least=8),
     )
     return Table(
@@ -167,7 +167,7 @@ def _groups_table(found: Sequence[SagaGroup]) -> Table:
                     cell(group.name),
                     step(group.step_name, group.action, _kind_of_group(group)),
                     cell(telling.duration(group.silent_for)),
-                    cell(group.error, "dim") if group.error else _DASH,
+                    _error_or_holders(group),
                     cell(group.examples[0].hex[:8], "strong"),
                 )
             )
@@ -179,7 +179,16 @@ def _groups_table(found: Sequence[SagaGroup]) -> Table:
 def _kind_of_group(group: SagaGroup) -> str:
     if group.condition is SagaCondition.HELD:
         return "held"
-    return "doubt" if group.in_doubt else "bad" if group.error else "good" if group.step_name else ""
+    return "doubt" if group.in_doubt else "bad" if group.failed else "good" if group.step_name else ""
+
+
+def _error_or_holders(group: SagaGroup) -> Cell:
+    owners = ", ".join(group.lease_owners)
+    if group.condition is SagaCondition.HELD:
+        return cell(f"held by {owners}", "held")
+    if group.error:
+        return cell(group.error, "dim")
+    return cell(f"was held by {owners}", "dim") if owners else _DASH
 
 
 def _histogram(stopped: Sequence[datetime], now: datetime, zone: tzinfo | None) -> list[Line]:
