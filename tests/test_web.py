@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import re
 import shlex
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -327,7 +330,7 @@ class TestTraces:
             html = await page(many.storage, f"/sagas/{saga_id}", trace_url=trace)
             assert {link[:3] for link in html.links} == {"../", "#ma"}
 
-    @pytest.mark.parametrize("trace_url", ["javascript:alert('{saga_id}')", "https://trace.test/{id}", 7])
+    @pytest.mark.parametrize("trace_url", ["javascript:alert('{saga_id}')", "https://trace.test/{trace}", 7])
     def test_a_bad_setting_is_refused(self, trace_url: Any) -> None:  # noqa: ANN401 - what it is about
         """What can't be a trace's address is refused before a page is shown."""
         with pytest.raises(InvalidSagaDataError) as refusal:
@@ -538,3 +541,20 @@ async def test_a_slash_at_the_end_does_no_harm(few: MemorySagaStorage) -> None:
         response = await client.get("/sagas/")
         assert response.status_code == httpx.codes.OK
         assert "../interventions" in Html(response.text).links
+
+
+@pytest.mark.parametrize("blocks", [1, 2], ids=["FastAPI", "Litestar"])
+async def test_the_documentation_mounts_it(
+    few: MemorySagaStorage, monkeypatch: pytest.MonkeyPatch, blocks: int
+) -> None:
+    """What docs/web.md says to do in a host application works, with the twin in the place of PostgreSQL."""
+    document = (Path(__file__).parent.parent / "docs" / "web.md").read_text(encoding="utf-8")
+    program = "".join(re.findall(r"```python\n(.*?)```", document, re.DOTALL)[:blocks])
+    module = ModuleType("documented")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    vars(module)["few"] = few
+    exec(re.sub(r"^storage = .*$", "storage = few", program, flags=re.MULTILINE), vars(module))  # noqa: S102 - our own
+    async with client_of(module.app) as client:
+        found = await crawl(client, "http://ops.test/ops/sagas", most=30)
+    assert type(module.app).__name__ == ("FastAPI" if blocks == 1 else "Litestar")
+    assert set(found.values()) == {200}

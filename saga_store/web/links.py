@@ -56,7 +56,7 @@ class Traces:
 
     def __init__(self, given: TraceUrl | None) -> None:
         if isinstance(given, str):
-            unknown = sorted(set(_PLACEHOLDER.findall(given)) - {"saga_id", "name"})
+            unknown = sorted(set(_PLACEHOLDER.findall(given)) - {"saga_id", "id", "name"})
             if unknown:
                 raise InvalidSagaDataError("trace_url", f"may hold {{saga_id}} and {{name}}, not {{{unknown[0]}}}")
             if not _WEB.fullmatch(given):
@@ -70,7 +70,7 @@ class Traces:
         if self._given is None:
             return None
         if isinstance(self._given, str):
-            known = {"saga_id": str(saga.id), "name": quote(saga.name, safe="")}
+            known = {"saga_id": str(saga.id), "id": str(saga.id), "name": quote(saga.name, safe="")}
             return _PLACEHOLDER.sub(lambda found: known[found[1]], self._given)
         url = self._given(saga)
         return url if isinstance(url, str) and _WEB.fullmatch(url) else None
