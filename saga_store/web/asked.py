@@ -85,7 +85,7 @@ class Asked:
     def typed(self, name: str) -> str:
         """Return what to put into a form's field: nothing where the field couldn't show every character."""
         value = self.get(name) or ""
-        return value if visible(value) == value else ""
+        return value if visible(value) == value.strip() else ""
 
     @property
     def judging(self) -> Pairs:

@@ -20,7 +20,10 @@ _LONGEST_LINE = 2000
 
 
 def _seen(value: object) -> object:
-    return visible(value) if type(value) is str else value
+    """Return a text that can be seen; one of nothing but blanks couldn't be, either."""
+    if type(value) is not str:
+        return value
+    return visible(value) if value.strip(" ") else value.replace(" ", "\N{OPEN BOX}")
 
 
 def _lines(text: str | None) -> list[str]:
