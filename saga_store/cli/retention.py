@@ -1,4 +1,4 @@
-"""The verbs that keep and let go: archive, archives, verify, restore, forget, purge."""
+"""The verbs that keep and let go: archive, archives, verify, restore, forget, purge, and stats."""
 
 import argparse
 import asyncio
@@ -94,6 +94,14 @@ def register(verbs: Verbs) -> None:
     purged.add_argument("--yes", action="store_true", help="don't ask")
     purged.add_argument("--max-seconds", type=float, metavar="N", help="begin nothing new after this time")
     purged.add_argument("--by", help="who purges, for the ledger (default: the user and the machine)")
+
+    stats = verbs.add(
+        "stats",
+        _on(_stats),
+        summary="Say how big the tables are, what is archived, and how far archiving lags behind a policy.",
+        database=True,
+    )
+    _add_policy(stats)
 
 
 def _add_policy(parser: argparse.ArgumentParser) -> None:
@@ -257,6 +265,14 @@ async def _purge(given: argparse.Namespace, console: Console, stop: _Stop) -> Ex
             told=lambda made: console.report(Progress("purge", made)),
         )
     console.result(f"removed {removed:,} sagas, archived nowhere", removed=removed)
+    return Exit.DONE
+
+
+async def _stats(given: argparse.Namespace, console: Console, _: _Stop) -> Exit:
+    asks = given.completed is not None or given.failed is not None or given.names
+    async with _storage(given) as storage:
+        figures = await storage.get_figures(retention=_policy(given) if asks else None)
+    console.product(shown.stats_as_text(figures), **shown.stats_as_facts(figures))
     return Exit.DONE
 
 

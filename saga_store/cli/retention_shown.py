@@ -1,11 +1,13 @@
 """What the verbs of retention print: facts for a machine, and text for a person."""
 
+from datetime import UTC, datetime
 from typing import Any
 
-from saga_store.cli.sagas_shown import plain
-from saga_store.inspection import visible
+from saga_store.cli.sagas_shown import figures_as_facts, plain
+from saga_store.inspection import SagaFigures, visible
 from saga_store.retention import ArchiveReport, RestoreReport, VerifyReport
 from saga_store.retention_model import ArchivePage, SagaArchive
+from saga_store.telling import duration
 
 __all__ = [
     "archived_as_facts",
@@ -14,6 +16,8 @@ __all__ = [
     "plain",
     "restored_as_facts",
     "restored_as_text",
+    "stats_as_facts",
+    "stats_as_text",
     "verified_as_text",
 ]
 
@@ -94,12 +98,52 @@ def restored_as_text(report: RestoreReport) -> str:
     return "\n".join(lines)
 
 
+# What the figures hold of space and of archives; the rest is of sagas that are at work.
+_STATS = (
+    "table_bytes", "dead_tuples", "hot_share", "last_vacuum", "log_entries", "finished", "estimated", "retention_lag",
+    "archived_sagas", "archived_bytes", "archives_failed_24h", "last_archived_at",
+)  # fmt: skip
+
+
+def stats_as_facts(figures: SagaFigures) -> dict[str, Any]:
+    facts = figures_as_facts(figures)
+    return {name: facts[name] for name in _STATS}
+
+
+def stats_as_text(figures: SagaFigures) -> str:
+    lines = []
+    for table in dict.fromkeys(table for table, _ in figures.table_bytes):
+        parts = {part: size for (name, part), size in figures.table_bytes.items() if name == table}
+        sizes = ", ".join(f"{part} {size:,}" for part, size in parts.items())
+        share, vacuum = figures.hot_share.get(table), figures.last_vacuum.get(table)
+        lines += [
+            f"{table}: {sum(parts.values()):,} bytes ({sizes})",
+            f"  {figures.dead_tuples.get(table, 0):,} dead rows, "
+            + ("no updates" if share is None else f"{share:.0%} of updates HOT")
+            + (", never vacuumed" if vacuum is None else f", last vacuumed {_minute(vacuum)}"),
+        ]
+    finished = "unknown" if figures.finished is None else f"about {figures.finished:,}"
+    last = "" if figures.last_archived_at is None else f", last at {_minute(figures.last_archived_at)}"
+    lines += [
+        f"finished: {finished}; log entries ever: {figures.log_entries:,}",
+        f"archived: {figures.archived_sagas:,} sagas, {figures.archived_bytes:,} bytes{last}",
+        f"archives that failed, of the last 24 hours: {figures.archives_failed_24h}",
+    ]
+    if figures.retention_lag is not None:
+        lines.append(f"lag behind the policy: {duration(figures.retention_lag)}")
+    return "\n".join(lines)
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}Z"
+
+
 def _amount(sagas: int, entries: int, size: int) -> str:
     return f"{sagas:,} sagas with {entries:,} entries, {size:,} bytes"
 
 
 def _line(row: SagaArchive) -> str:
-    begun = f"{row.begun_at:%Y-%m-%d %H:%M}"
+    begun = _minute(row.begun_at)
     where = "archived nowhere" if row.uri is None else visible(row.uri)
     why = f": {visible(row.error)}" if row.error else ""
     return f"{begun}  {row.state.value:8}  {row.removed:,} of {row.sagas:,} removed  {where}{why}"

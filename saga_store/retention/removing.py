@@ -10,7 +10,7 @@ from saga_store.interface import IRetentionStorage
 from saga_store.retention_model import MOST_MARKS, Retention, SagaMark
 
 # Rows, of sagas and of entries, that one transaction removes; and how long it may take, for who wants one waits.
-_FIRST_ROWS, _FEWEST_ROWS = 4000, 200
+_MOST_ROWS, _FEWEST_ROWS = 10_000, 200
 _SLOW_SECONDS, _QUICK_SECONDS = 0.5, 0.2
 _REPEATS = 3
 
@@ -23,7 +23,7 @@ async def make_stubs(
     told: Callable[[int], None],
 ) -> bool:
     """Let go what hasn't changed, a few at a time; ``told`` how many have gone. False if it was stopped before all."""
-    rows = _FIRST_ROWS
+    rows = _MOST_ROWS
     position = removed = 0
     while position < len(marks):
         if position and should_stop():
@@ -36,7 +36,7 @@ async def make_stubs(
         if took > _SLOW_SECONDS:
             rows = max(rows // 2, _FEWEST_ROWS)
         elif took < _QUICK_SECONDS:
-            rows = min(rows * 2, MOST_MARKS)
+            rows = min(rows * 2, _MOST_ROWS)
         told(removed)
     return True
 

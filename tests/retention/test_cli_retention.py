@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -145,6 +146,49 @@ class TestRound:
 
         assert main(["verify", str(tmp_path)]) == Exit.DONE
         assert "1 archives are what was written: 6 sagas" in capsys.readouterr().out
+
+
+class TestHold:
+    def test_what_is_held_stays_until_it_is_released(self, database: Database, ids: list[UUID], tmp_path: Path) -> None:
+        """By its id or by filters, until a time or for ever; both are recorded with who and why."""
+
+        def run(*line: str) -> int:
+            return main([*line, "--url", database.url()])
+
+        who = ("--by", "counsel", "--reason", "case 12")
+        to = ("archive", "--to", str(tmp_path), *EVERYTHING)
+        assert run("saga", "hold", str(ids[0]), *who) == Exit.DONE
+        assert run("saga", "hold", "--status", "FAILED", "--until", "90d", "--yes", *who) == Exit.DONE
+        assert run("saga", "hold", str(ids[1]), "--until", "2020-01-01", *who) == Exit.USAGE
+        assert run(*to) == Exit.DONE
+        with psycopg.connect(database.url()) as connection:
+            kept = connection.execute("SELECT id FROM saga_executions WHERE archived_at IS NULL").fetchall()
+        assert {saga_id for (saga_id,) in kept} == {ids[0], ids[3]}
+        assert run("saga", "hold", str(ids[1]), *who) == Exit.FAILED
+
+        history = on(database, lambda storage: storage.get_step_history(ids[0]))
+        assert json.loads(history[-1].details)["by"] == "counsel"
+        assert run("saga", "release", str(ids[0]), *who) == Exit.DONE
+        assert run("saga", "release", str(ids[0]), *who) == Exit.REFUSED
+        assert run(*to) == Exit.DONE
+        assert on(database, lambda storage: storage.find_stub(ids[0])) is not None
+
+
+class TestStats:
+    def test_sizes_archives_and_the_lag_are_told(self, command: Command, tmp_path: Path) -> None:
+        """For a person and for a machine; the lag only behind a policy that is given."""
+        before = facts(command, "stats", *EVERYTHING)
+        assert before["retention_lag"] > 0
+        command("archive", "--to", str(tmp_path), *EVERYTHING)
+        after = facts(command, "stats", "--completed", "30d")
+        assert (after["retention_lag"], after["archived_sagas"], after["archives_failed_24h"]) == (0, 6, 0)
+        assert {size["table"] for size in after["table_bytes"]} == {"saga_executions", "saga_logs"}
+
+        code, out, _ = command("stats")
+        assert code == Exit.DONE
+        assert "archived: 6 sagas" in out
+        assert "saga_logs: " in out
+        assert "lag" not in out
 
 
 class TestPurge:
