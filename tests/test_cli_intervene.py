@@ -339,6 +339,41 @@ class TestPlans:
         assert outcomes == {str(ids[0]): "changed", str(ids[1]): "done", str(ids[2]): "done"}
         assert rows(admin)[ids[0]] == ("RUNNING", 2, 0, None)
 
+    def test_a_plan_that_was_looked_at(
+        self, command: Command, make: Make, admin: psycopg.Connection, tmp_path: Path
+    ) -> None:
+        """What a dry run has printed can be carried out later: those sagas, as far as they are as they were then."""
+        ids = make(4, steps=[STARTED])
+        _, out, _ = command("give-up", "--name", "order", *WHY, "--dry-run", "--json")
+        (tmp_path / "plan").write_text(out)
+        _, lines, _ = command("give-up", "--name", "order", *WHY, "--dry-run", "--ndjson")
+        (tmp_path / "lines").write_text(lines)
+        admin.execute("UPDATE saga_executions SET version = 2 WHERE id = %s", [ids[0]])
+        log = "INSERT INTO saga_logs (saga_id, step_name, action, status) VALUES (%s, 'pay', 'act', 'COMPLETED')"
+        admin.execute(log, [ids[1]])
+        admin.execute("DELETE FROM saga_logs WHERE saga_id = %s", [ids[2]])
+        admin.execute("DELETE FROM saga_executions WHERE id = %s", [ids[2]])
+        ids += make(1)
+        code, out, _ = command("give-up", "--plan", str(tmp_path / "plan"), *WHY, "--yes", "--json")
+        assert code == Exit.PARTLY
+        outcomes = {UUID(one["saga_id"]): one["outcome"] for one in json.loads(out)["results"]}
+        assert outcomes == {ids[0]: "changed", ids[1]: "changed", ids[2]: "changed", ids[3]: "done"}
+        del ids[2]
+        assert statuses(admin, ids) == ["RUNNING", "RUNNING", "FAILED", "RUNNING"]
+        assert command("give-up", "--plan", str(tmp_path / "lines"), *WHY, "--yes")[0] == Exit.REFUSED
+
+    @pytest.mark.parametrize("plan", ["no JSON", "7", '{"saga_id": 7}', '{"plan": [{"saga_id": "x", "version": 1}]}'])
+    def test_what_is_no_plan(self, command: Command, tmp_path: Path, plan: str) -> None:
+        """Is wrong usage, in one line; so is one that isn't there, and one beside filters."""
+        (tmp_path / "plan").write_text(plan)
+        for given in (
+            (str(tmp_path / "plan"),),
+            (str(tmp_path / "none"),),
+            (str(tmp_path / "plan"), "--name", "order"),
+        ):
+            code, out, err = command("give-up", "--plan", *given, *WHY, "--yes")
+            assert (code, out, err.count("\n")) == (Exit.USAGE, "", 1)
+
     def test_ctrl_c_in_the_middle(self, database: Database, make: Make, admin: psycopg.Connection) -> None:
         """What was done is told, and of what was under way that nobody knows: exit code 130."""
         ids = make(3)

@@ -10,16 +10,16 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
-from uuid import UUID
 
 from saga_store.cli import sagas_shown
-from saga_store.cli.blocks import Block, Column, Line, Row, Table, Verbatim, cell, line
+from saga_store.cli.blocks import Block, Column, Row, Table, cell, line
 from saga_store.cli.console import Console, warn, write
 from saga_store.cli.exits import Exit
 from saga_store.cli.output import Output
 from saga_store.cli.saga_filters import UnknownIdError, is_filtered, only_saga, query, zone_of
+from saga_store.cli.saga_plan import Plan, Planned, as_seen, read_plan
 from saga_store.cli.saga_run import tell, with_storage
 from saga_store.errors import (
     InvalidSagaDataError,
@@ -38,24 +38,6 @@ _PAGE = 1000
 # What is known by these was refused for what the saga has become; all else is about what was given.
 _ABOUT_THE_SAGA = {"saga_id", "entry_id"}
 _KINDS = {"done": "good", "changed": "warning", "refused": "warning", "unknown": "bad", "failed": "bad"}
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What is to be done: to which saga, which is None if its row can't be read, and to which of its entries."""
-
-    saga_id: UUID
-    saga: SagaSummary | None = None
-    entry_id: int | None = None
-    what: str = ""
-    expected_version: int | None = None
-
-    def facts(self) -> dict[str, Any]:
-        saga = self.saga
-        facts: dict[str, Any] = {"saga_id": str(self.saga_id), "name": saga and saga.name}
-        facts |= {"version": saga and saga.version, "status": saga and saga.status.value}
-        facts |= {"condition": saga and saga.condition.value}
-        return facts if self.entry_id is None else facts | {"entry_id": self.entry_id}
 
 
 class Deed(abc.ABC):
@@ -99,21 +81,6 @@ class Deed(abc.ABC):
         return f"would {asks[0].lower()}{asks[1:]}"
 
 
-@dataclass(slots=True)
-class Plan:
-    """What is to be done, why some of what was asked for is left out, and what the pages said that it was made from."""
-
-    planned: list[Planned] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    notes: list[Line | Verbatim] = field(default_factory=list)
-
-    def blocks(self, given: argparse.Namespace) -> list[Block]:
-        sagas = [planned.saga for planned in self.planned if planned.saga]
-        blocks: list[Block] = [sagas_shown.sagas(sagas, zone_of(given)), line()] if sagas else []
-        blocks += [line(cell(f"{count} left out: {why}", "dim")) for why, count in self.left_out.items()]
-        return [*blocks, *self.notes]
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """What came of it: done, changed (since the plan), refused, unknown, failed, or not tried."""
@@ -140,10 +107,15 @@ class Intervene:
         if given.id is not None:
             if is_filtered(given, but_step=self._deed.needs_saga):
                 raise InvalidSagaDataError("id", "and filters can't be given both: name one saga, or say which sagas")
+            if given.plan is not None:
+                raise InvalidSagaDataError("id", "and a plan can't be given both")
             return asyncio.run(with_storage(self._one, given, output, writes=True))
-        if not is_filtered(given):
+        if is_filtered(given) == (given.plan is not None):
             raise InvalidSagaDataError(
-                "id", f"or a filter must be given, or this would {self._deed.verb} every saga; see --help"
+                "id",
+                "or a filter must be given, or a plan, and not both; see --help"
+                if given.plan
+                else f"or a filter must be given, or this would {self._deed.verb} every saga; see --help",
             )
         if given.expected_version is not None or getattr(given, "entry", None) is not None:
             raise InvalidSagaDataError("id", "must be given with --expected-version or --entry, which are one saga's")
@@ -178,7 +150,7 @@ class Intervene:
         return f"saga {saga.id}: {found}" if isinstance(found, str) else found
 
     def _several(self, given: argparse.Namespace, output: Output) -> Exit:
-        plan = asyncio.run(with_storage(self._plan, given, output))
+        plan = asyncio.run(with_storage(self._plan if given.plan is None else self._made_before, given, output))
         count = len(plan.planned)
         if count > given.max:
             refusal = (
@@ -205,10 +177,20 @@ class Intervene:
                 if isinstance(planned, str):
                     plan.left_out[planned.partition("\n")[0]] += 1
                 else:
-                    plan.planned.append(replace(planned, expected_version=saga.version))
+                    plan.planned.append(as_seen(planned, saga))
             plan.left_out["a row that can't be read"] += len(page.unreadable)
         plan.left_out = +plan.left_out
         plan.notes = sagas_shown.notes(replace(page, after=None, unreadable=()), zone_of(given))
+        return plan
+
+    async def _made_before(self, storage: SqlAlchemySagaStorage, given: argparse.Namespace, _: Output) -> Plan:
+        """Return the plan that an earlier dry run has made, with the sagas as they are now, for a person to see."""
+        plan = Plan()
+        for planned in read_plan(given.plan):
+            page = await storage.find_sagas(SagaQuery(id_prefix=planned.saga_id.hex), limit=1)
+            plan.planned.append(replace(planned, saga=page.sagas[0] if page.sagas else None))
+            if len(plan.planned) > given.max:
+                break
         return plan
 
     def _refused(self, plan: Plan, given: argparse.Namespace, output: Output) -> Exit | None:
@@ -283,8 +265,7 @@ class Intervene:
 
 async def _goes_on(storage: SqlAlchemySagaStorage, planned: Planned) -> bool:
     """Whether the saga has logged steps since, which leaves its version; what persons did is no sign of life."""
-    last = planned.saga.last_entry if planned.saga else None
-    newer = await storage.get_recent_history(planned.saga_id, after=last.id if last else 0)
+    newer = await storage.get_recent_history(planned.saga_id, after=planned.last_entry_id)
     return any(not entry.step_name.startswith(INTERVENTION) for entry in newer.entries)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from saga_store.cli.output import add_options
 from saga_store.cli.saga_filters import ID_HELP, add_filters, add_judging, add_zone, moment, time_of
-from saga_store.cli.saga_intervention import Deed, Intervene, Planned
+from saga_store.cli.saga_intervention import Deed, Intervene
+from saga_store.cli.saga_plan import Planned
 from saga_store.cli.sagas_shown import entry_as_text
 from saga_store.cli.verbs import Verbs
 from saga_store.inspection import SagaQuery, SagaSummary, in_doubt
@@ -42,6 +43,9 @@ def register(saga: Verbs) -> None:
         verb.add_argument("--by", default=_user(), help="who decides this (default: the system's user)")
         verb.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
         verb.add_argument("--yes", action="store_true", help="don't ask")
+        verb.add_argument(
+            "--plan", metavar="FILE", help="those of a plan, which --dry-run --json has printed; - is stdin"
+        )
         verb.add_argument(
             "--max", type=int, default=_MOST, metavar="N", help=f"refuse to do it to more sagas than this ({_MOST})"
         )
