@@ -249,7 +249,11 @@ async def cycles(server: Server, options: argparse.Namespace) -> dict[str, Any]:
                     while forgets and await storage.forget_stubs(older_than=timedelta(0)):
                         pass
                 with psycopg.connect(url, autocommit=True) as connection:
-                    connection.execute("VACUUM saga_executions, saga_logs")  # as autovacuum does, which is off here
+                    # As autovacuum does, which is off here, and which comes more than once while so much is deleted:
+                    # what its first visit empties of an index may only be used again after the next.
+                    for _ in range(2):
+                        connection.execute("SELECT pg_current_xact_id()")
+                        connection.execute("VACUUM saga_executions, saga_logs")
                 sizes[name].append(sum(one(url, SIZES)))
         say(f"{name}: {', '.join(f'{size / 2**20:,.1f} MiB' for size in sizes[name])}")
     return sizes
@@ -281,57 +285,63 @@ def _size(folder: Path) -> int:
 
 
 def render(report: dict[str, Any]) -> str:
-    plan, found = report["plan"], report["among_writers"]
-    rates = {way: median(each) for way, each in found["rates"].items()}
-    lines = [["among 16 writers", "sagas/s", "of bare deletion", "target", "longest call", "beyond the baseline"]]
-    targets = {"delete": None, "remove": LEAST_REMOVAL, "archive": LEAST_ARCHIVING}
-    names = {"delete": "bare deletion", "remove": "removal alone", "archive": "read, write, verify, remove"}
-    lines.append(["writers alone", "", "", "", f"{found['longest']['baseline']:.2f} s", ""])
-    for way, target in targets.items():
-        share, beyond = rates[way] / rates["delete"], found["longest"][way] - found["longest"]["baseline"]
-        met = "" if target is None else f">= {target}: {'met' if share >= target else 'NOT MET'}"
-        stalled = "met" if beyond <= MOST_BEYOND_SECONDS else "NOT MET"
-        lines.append(
-            [names[way], f"{rates[way]:,.0f}", f"{share:.2f}", met, f"{found['longest'][way]:.2f} s",
-             f"{beyond:+.2f} s, <= 0.5: {stalled}"]
-        )  # fmt: skip
+    machine_, plan = report["machine"], report["plan"]
     text = [
-        f"- {report['machine']['cores']} cores ({report['machine']['cpu']}) for server, writers and archiver",
-        f"- load {report['machine']['load_before']} before, {report['machine']['load_after']} after",
+        f"- {machine_['cores']} cores ({machine_['cpu']}) for server, writers and archiver",
         f"- PostgreSQL {report['server']['version']}",
-        f"- {plan['sagas']:,} sagas of {plan['entries']} entries, {plan['rounds']} rounds, medians",
-        f"- writers' failures: {found['failed']}",
-        *markdown(lines),
+        f"- load {machine_['load_before']} before, {machine_['load_after']} after",
     ]
-    for name, sizes in report["cycles"].items():
+    if "among_writers" in report:
+        text += _rates(report["among_writers"], plan)
+    for name, sizes in report.get("cycles", {}).items():
         share = max(sizes[1:], default=sizes[0]) / sizes[0]
-        met = "" if "stubs" in name else f"; <= 1.1: {'met' if share <= MOST_GROWTH else 'NOT MET'}"
-        text.append(
-            f"- {name}: {len(sizes)} cycles, {sizes[0] / 2**20:.1f} MiB after the first, at most {share:.2f}x{met}"
-        )
-    million = report["million"]
-    rows = [[f"{plan['million']:,} sagas of {plan['million_entries']} entries", "seconds", "sagas/s", "peak memory"]]
-    for name in ("archive", "verify", "restore", "restore again"):
-        took = million[name]
-        met = "met" if took["peak_mb"] < MOST_MEGABYTES else "NOT MET"
-        rows.append(
-            [
-                name,
-                f"{took['seconds']:,.0f}",
-                f"{took['sagas'] / took['seconds']:,.0f}",
-                f"{took['peak_mb']:.0f} MB: {met}",
-            ]
-        )
-    text += [*markdown(rows), f"- digests of rows and histories equal: {million['equal']}; {million['bytes']:,} bytes"]
+        met = "" if "stubs" in name else f"; <= {MOST_GROWTH}: {_met(share <= MOST_GROWTH)}"
+        first = f"{sizes[0] / 2**20:.1f} MiB after the first"
+        text.append(f"- {name}: {len(sizes)} cycles, {first}, at most {share:.2f}x that{met}")
+    if "million" in report:
+        text += _round_trip(report["million"], plan)
     return "\n".join(text)
 
 
+def _rates(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    rates = {way: median(each) for way, each in found["rates"].items()}
+    baseline = found["longest"]["baseline"]
+    targets = {"delete": None, "remove": LEAST_REMOVAL, "archive": LEAST_ARCHIVING}
+    names = {"delete": "bare deletion", "remove": "removal alone", "archive": "read, write, verify, remove"}
+    rows = [[f"among {plan['writers']} writers", "sagas/s", "of bare deletion", "longest call", "beyond the baseline"]]
+    rows.append(["writers alone", "", "", f"{baseline:.2f} s", ""])
+    for way, target in targets.items():
+        share, beyond = rates[way] / rates["delete"], found["longest"][way] - baseline
+        met = "" if target is None else f", >= {target}: {_met(share >= target)}"
+        stalled = f"{beyond:+.2f} s, <= {MOST_BEYOND_SECONDS}: {_met(beyond <= MOST_BEYOND_SECONDS)}"
+        longest = f"{found['longest'][way]:.2f} s"
+        rows.append([names[way], f"{rates[way]:,.0f}", f"{share:.2f}{met}", longest, stalled])
+    return [
+        f"- {plan['sagas']:,} sagas of {plan['entries']} entries, {plan['rounds']} rounds, medians",
+        f"- writers' failures: {found['failed']}",
+        *markdown(rows),
+    ]
+
+
+def _round_trip(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    rows = [[f"{plan['million']:,} sagas of {plan['million_entries']} entries", "seconds", "sagas/s", "peak memory"]]
+    for name in ("archive", "verify", "restore", "restore again"):
+        took = found[name]
+        memory = f"{took['peak_mb']:.0f} MB, < {MOST_MEGABYTES}: {_met(took['peak_mb'] < MOST_MEGABYTES)}"
+        rows.append([name, f"{took['seconds']:,.0f}", f"{took['sagas'] / took['seconds']:,.0f}", memory])
+    equal = ", ".join(f"{where}: {'yes' if is_equal else 'NO'}" for where, is_equal in found["equal"].items())
+    return [*markdown(rows), f"- digests of rows and histories equal in {equal}; {found['bytes']:,} bytes"]
+
+
+def _met(is_met: bool) -> str:  # noqa: FBT001 - what it says
+    return "met" if is_met else "NOT MET"
+
+
+PARTS = {"among_writers": among_writers, "cycles": cycles, "million": round_trip}
+
+
 async def _run(server: Server, options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "among_writers": await among_writers(server, options),
-        "cycles": await cycles(server, options),
-        "million": await round_trip(server, options),
-    }
+    return {name: await part(server, options) for name, part in PARTS.items() if options.only in {None, name}}
 
 
 def main() -> None:
@@ -347,7 +357,10 @@ def main() -> None:
     with serve(options.folder) as server:
         found = asyncio.run(_run(server, options))
         shown = {"version": server.version, "settings": server.settings}
-    plan = {name: getattr(options, name) for name in ("sagas", "entries", "rounds", "million", "million_entries")}
+    plan = {
+        name: getattr(options, name)
+        for name in ("sagas", "entries", "rounds", "cycles", "writers", "million", "million_entries")
+    }
     report = {
         "machine": {**facts, "load_after": load()},
         "libraries": libraries(),
@@ -375,6 +388,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--million-entries", type=int, default=8, help="of each of these (8)")
     parser.add_argument("--writers", type=int, default=16, help="how many write at a time (16)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long they are watched alone (10)")
+    parser.add_argument("--only", choices=PARTS, help="measure this alone")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="whose disk data and archives are on (.bench)")
     parser.add_argument("--json", type=Path, default=FOLDER / "retention.json", help="the file to write")
     parser.add_argument("--step", nargs=3, metavar=("NAME", "URL", "FOLDER"), help=argparse.SUPPRESS)
