@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -359,6 +360,31 @@ class TestCommand:
         code, out, err = metrics("--url", url, "--schema", "none")
         assert (code, samples(out)) == (Exit.FAILED, {key("saga_store_up"): 0})
         assert "none" in err
+
+    def test_how_far_archiving_lags_behind(self, metrics: Command, database: Database, url: str) -> None:
+        """By the policy that is given, as `saga-store archive` takes it; without one it isn't told."""
+        with psycopg.connect(database.url()) as connection:
+            connection.execute("UPDATE saga_executions SET created_at = now() - interval '4 days'")
+            connection.execute("UPDATE saga_executions SET updated_at = now() - interval '3 days'")
+        _, out, _ = metrics("--url", url, "--failed", "2d")
+        assert 86000 < samples(out)[key("saga_store_retention_lag_seconds")] < 90000
+        _, out, _ = metrics("--url", url, "--failed", "2d", "--name", "order=ever")
+        assert samples(out)[key("saga_store_retention_lag_seconds")] == 0
+        _, out, _ = metrics("--url", url)
+        assert key("saga_store_retention_lag_seconds") not in samples(out)
+
+    def test_a_role_that_may_not_look_hears_what_it_lacks(self, metrics: Command, database: Database, url: str) -> None:
+        """With the GRANT."""
+        role = f"r{uuid4().hex}"
+        with psycopg.connect(database.url(), autocommit=True) as admin:
+            admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'".encode())
+            try:
+                code, out, err = metrics("--url", re.sub("//.*@", f"//{role}:x@", url))
+            finally:
+                admin.execute(f"DROP ROLE {role}".encode())
+        assert (code, samples(out)) == (Exit.FAILED, {key("saga_store_up"): 0})
+        assert f"GRANT SELECT ON TABLE public.saga_executions TO {role};" in err
+        assert err.count("\n") == 1
 
     def test_a_file_is_replaced_as_a_whole(self, metrics: Command, url: str, tmp_path: Path) -> None:
         """For node_exporter: readable by another user, without a trace of a temporary file; nothing on stdout."""

@@ -17,8 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from saga_store.cli.console import Console, UnprintableError
 from saga_store.cli.exits import Exit
 from saga_store.cli.migrate import given_url
+from saga_store.cli.retention import add_policy, policy_of
+from saga_store.cli.saga_run import explained
 from saga_store.cli.verbs import Verbs, duration
-from saga_store.errors import InvalidSagaDataError, SagaStoreError
+from saga_store.errors import InvalidSagaDataError, SagaStoreError, SchemaError, StorageUnavailableError
 from saga_store.inspection import MAX_ATTEMPTS, STALE_AFTER, SagaFigures
 from saga_store.schema.connections import opened
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
@@ -37,6 +39,8 @@ def register(verbs: Verbs) -> None:
     )
     parser.add_argument("--stale-after", type=duration, default=STALE_AFTER, help="silent for this long is stale")
     parser.add_argument("--max-attempts", type=int, default=MAX_ATTEMPTS, help="this many exhaust a saga")
+    due = parser.add_argument_group("how far archiving lags behind, by the policy of saga-store archive")
+    add_policy(due)
 
 
 def _metrics(given: argparse.Namespace, console: Console) -> int:
@@ -63,9 +67,16 @@ def _metrics(given: argparse.Namespace, console: Console) -> int:
 
 
 async def _figures(given: argparse.Namespace) -> SagaFigures:
+    has_policy = given.completed is not None or given.failed is not None or given.names
+    policy = policy_of(given) if has_policy else None
     async with opened(given_url(given)) as engine:
         storage = SqlAlchemySagaStorage(engine, schema=given.schema)
-        return await storage.get_figures(stale_after=given.stale_after, max_attempts=given.max_attempts)
+        try:
+            return await storage.get_figures(
+                stale_after=given.stale_after, max_attempts=given.max_attempts, retention=policy
+            )
+        except (StorageUnavailableError, SchemaError) as exc:
+            raise await explained(exc, engine, given, writes=False) from exc
 
 
 def _print(given: argparse.Namespace, console: Console, text: str) -> None:

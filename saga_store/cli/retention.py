@@ -41,7 +41,7 @@ def register(verbs: Verbs) -> None:
     archive.add_argument(
         "--to", metavar="URI", required=True, help="where to: /folder, s3://bucket/folder, gs://..., as fsspec has it"
     )
-    _add_policy(archive)
+    add_policy(archive)
     archive.add_argument("--dry-run", action="store_true", help="say what would be archived, and do nothing")
     archive.add_argument("--max-seconds", type=float, metavar="N", help="begin nothing new after this time")
     archive.add_argument("--max-sagas", type=int, metavar="N", help="archive at most this many")
@@ -90,7 +90,7 @@ def register(verbs: Verbs) -> None:
 
     purged = verbs.add("purge", _on(_purge), summary="Remove finished sagas for good, archived nowhere.", database=True)
     purged.add_argument("--without-archive", action="store_true", required=True, help="say that you know that")
-    _add_policy(purged)
+    add_policy(purged)
     purged.add_argument("--yes", action="store_true", help="don't ask")
     purged.add_argument("--max-seconds", type=float, metavar="N", help="begin nothing new after this time")
     purged.add_argument("--by", help="who purges, for the ledger (default: the user and the machine)")
@@ -104,7 +104,7 @@ def register(verbs: Verbs) -> None:
     _add_policy(stats)
 
 
-def _add_policy(parser: argparse.ArgumentParser) -> None:
+def add_policy(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--completed", type=duration, help="COMPLETED ones, unchanged for this long: 30d")
     parser.add_argument("--failed", type=duration, help="FAILED ones, unchanged for this long: 365d")
     parser.add_argument(
@@ -187,7 +187,7 @@ async def _storage(given: argparse.Namespace) -> AsyncIterator[SqlAlchemySagaSto
 
 
 async def _archive(given: argparse.Namespace, console: Console, stop: _Stop) -> Exit:
-    policy = _policy(given)
+    policy = policy_of(given)
     target = retention.Target(given.to)
     async with _storage(given) as storage:
         report = await retention.archive(
@@ -253,7 +253,7 @@ async def _forget(given: argparse.Namespace, console: Console, stop: _Stop) -> E
 
 
 async def _purge(given: argparse.Namespace, console: Console, stop: _Stop) -> Exit:
-    policy = _policy(given)
+    policy = policy_of(given)
     async with _storage(given) as storage:
         if not given.yes and not await _agreed(storage, policy):
             return console.fail(ValueError("nothing was removed"), Exit.REFUSED)
@@ -293,7 +293,7 @@ async def _agreed(storage: SqlAlchemySagaStorage, policy: RetentionPolicy) -> bo
     return answer == "yes\n"
 
 
-def _policy(given: argparse.Namespace) -> RetentionPolicy:
+def policy_of(given: argparse.Namespace) -> RetentionPolicy:
     if given.completed is None and given.failed is None and not given.names:
         raise InvalidSagaDataError("--completed, --failed or --name", "must say what may go: --completed 30d")
     return RetentionPolicy(completed=given.completed, failed=given.failed, names=dict(given.names))
