@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from saga_store.cli.console import Console, UnprintableError
 from saga_store.cli.exits import Exit
 from saga_store.cli.migrate import given_url
-from saga_store.cli.retention import add_policy, policy_of
+from saga_store.cli.retention import add_policy, asks_for_policy, policy_of
 from saga_store.cli.saga_run import explained
 from saga_store.cli.verbs import Verbs, duration
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, SchemaError, StorageUnavailableError
@@ -67,8 +67,7 @@ def _metrics(given: argparse.Namespace, console: Console) -> int:
 
 
 async def _figures(given: argparse.Namespace) -> SagaFigures:
-    has_policy = given.completed is not None or given.failed is not None or given.names
-    policy = policy_of(given) if has_policy else None
+    policy = policy_of(given) if asks_for_policy(given) else None
     async with opened(given_url(given)) as engine:
         storage = SqlAlchemySagaStorage(engine, schema=given.schema)
         try:

@@ -101,7 +101,7 @@ def register(verbs: Verbs) -> None:
         summary="Say how big the tables are, what is archived, and how far archiving lags behind a policy.",
         database=True,
     )
-    _add_policy(stats)
+    add_policy(stats)
 
 
 def add_policy(parser: argparse._ActionsContainer) -> None:
@@ -269,9 +269,8 @@ async def _purge(given: argparse.Namespace, console: Console, stop: _Stop) -> Ex
 
 
 async def _stats(given: argparse.Namespace, console: Console, _: _Stop) -> Exit:
-    asks = given.completed is not None or given.failed is not None or given.names
     async with _storage(given) as storage:
-        figures = await storage.get_figures(retention=_policy(given) if asks else None)
+        figures = await storage.get_figures(retention=policy_of(given) if asks_for_policy(given) else None)
     console.product(shown.stats_as_text(figures), **shown.stats_as_facts(figures))
     return Exit.DONE
 
@@ -293,8 +292,12 @@ async def _agreed(storage: SqlAlchemySagaStorage, policy: RetentionPolicy) -> bo
     return answer == "yes\n"
 
 
+def asks_for_policy(given: argparse.Namespace) -> bool:
+    return given.completed is not None or given.failed is not None or bool(given.names)
+
+
 def policy_of(given: argparse.Namespace) -> RetentionPolicy:
-    if given.completed is None and given.failed is None and not given.names:
+    if not asks_for_policy(given):
         raise InvalidSagaDataError("--completed, --failed or --name", "must say what may go: --completed 30d")
     return RetentionPolicy(completed=given.completed, failed=given.failed, names=dict(given.names))
 
