@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -48,6 +48,16 @@ from saga_store.inspection import (
     SagaSummary,
 )
 from saga_store.joining import Fate, Part
+from saga_store.retention_model import (
+    ArchiveState,
+    ArchivingTurn,
+    Restored,
+    RetentionSnapshot,
+    SagaMark,
+    SagaRecord,
+    StubsMade,
+)
+from saga_store.retention_storage import Hold
 from saga_store.run import SagaRun
 from saga_store.storage import SagaState
 from saga_store.testing import (
@@ -67,6 +77,7 @@ from saga_store.testing import (
     FidelityContract,
     HistoryContract,
     HistoryStreamContract,
+    HoldContract,
     InDoubtContract,
     InspectionContract,
     InterventionContract,
@@ -76,9 +87,12 @@ from saga_store.testing import (
     LockContract,
     RecoveryStorageContract,
     RefusalContract,
+    RetentionContract,
+    RetentionRaceContract,
     RunRaceContract,
     StalenessContract,
     StateContract,
+    StubContract,
     TransactionalContract,
     TransactionContract,
     Transactions,
@@ -151,7 +165,9 @@ class CommittingTwin(AgingTwin):
         return lambda: MemorySession(database)
 
 
-class SoundCommittingTwin(CommittingTwin, RunRaceContract, CommitIntoContract):
+class SoundCommittingTwin(
+    CommittingTwin, RunRaceContract, CommitIntoContract, StubContract, RetentionContract, RetentionRaceContract
+):
     """The control of these."""
 
 
@@ -163,6 +179,7 @@ class SoundTwin(
     HistoryStreamContract,
     InspectionContract,
     LeaseContract,
+    HoldContract,
 ):
     """The control: the whole kit on the twin as it is."""
 
@@ -981,6 +998,162 @@ class LeavesTheLease(MemorySagaStorage):
         return self.Joined(super()._joined(into).session)
 
 
+class WritesToStubs(MemorySagaStorage):
+    """Takes a stub for a finished saga."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        rows = self._database._rows
+        if write.saga_id in rows and not write.creates:
+            rows[write.saga_id] = replace(rows[write.saga_id], archived_at=None)
+        return await super()._apply(write)
+
+
+class ReadsStubs(MemorySagaStorage):
+    """Shows what is left of a saga as the saga."""
+
+    async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
+        row = self._view()._row(saga_id)
+        if row is None:
+            raise SagaNotFoundError(saga_id)
+        return row.as_execution()
+
+
+class CreatesOverStubs(MemorySagaStorage):
+    """Takes the id of a stub for free."""
+
+    async def _apply(self, write: Write) -> Outcome:
+        row = self._database._rows.get(write.saga_id)
+        if write.creates and row is not None and row.archived_at is not None:
+            del self._database._rows[row.id]
+        return await super()._apply(write)
+
+
+class FencesByVersion(MemorySagaStorage):
+    """Compares versions only, so that an entry that came later is lost."""
+
+    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade | None:
+        logs = self._database._logs
+        seen = [
+            replace(mark, entries=len(log), last_entry_id=log[-1].id if log else 0)
+            for mark in marks
+            for log in [logs.get(mark.id, [])]
+        ]
+        return await super()._make_stubs(archive_id, seen)
+
+
+class FencesByHistory(MemorySagaStorage):
+    """Compares histories only, so that a newer context is lost."""
+
+    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade | None:
+        rows = self._database._rows
+        seen = [replace(mark, version=rows[mark.id].version) if mark.id in rows else mark for mark in marks]
+        return await super()._make_stubs(archive_id, seen)
+
+
+class ForgetsHolds(MemorySagaStorage):
+    """Lets go what is held."""
+
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncIterator[RetentionSnapshot]:
+        async with super()._snapshot() as snapshot:
+            rows = snapshot.rows  # type: ignore[attr-defined] # the twin's has them
+            for row in rows.values():
+                rows[row.id] = replace(row, retain_until=None)
+            yield snapshot
+
+
+class HoldsFence(MemorySession):
+    """Raises the version by a hold, so that whoever works on the saga is refused."""
+
+    async def _hold(self, hold: Hold) -> None:
+        await super()._hold(hold)
+        row = self._row(hold.saga_id)
+        assert row is not None
+        self._rows[row.id] = replace(row, version=row.version + 1)
+
+
+class ReleasesAnything(MemorySagaStorage):
+    """Takes it for a release that nothing was held."""
+
+    async def _hold(self, hold: Hold) -> None:
+        try:
+            await super()._hold(hold)
+        except InvalidSagaDataError:
+            if not hold.releases:
+                raise
+
+
+class CountsTwice(MemorySagaStorage):
+    """Takes what is a stub already for one that it has made."""
+
+    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade | None:
+        made = await super()._make_stubs(archive_id, marks)
+        return made and StubsMade([*made.made, *made.already])
+
+
+class RemovesUnverified(MemorySagaStorage):
+    """Makes stubs by an archive that nobody has read back."""
+
+    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade | None:
+        archive = self._database._archives.get(archive_id)
+        if archive is not None:
+            now = self._database._clock()
+            self._database._archives[archive_id] = replace(archive, state=ArchiveState.VERIFIED, archived_at=now)
+        return await super()._make_stubs(archive_id, marks)
+
+
+class RestoresOver(MemorySagaStorage):
+    """Puts a record in the place of whatever is there."""
+
+    async def _restore(self, records: Sequence[SagaRecord], *arguments: Any) -> list[Restored]:
+        for record in records:
+            self._database._rows.pop(record.id, None)
+            self._database._logs.pop(record.id, None)
+        return await super()._restore(records, *arguments)
+
+
+class RestoresWithoutHistory(MemorySagaStorage):
+    """Brings the row back, and no entries."""
+
+    async def _restore(self, records: Sequence[SagaRecord], *arguments: Any) -> list[Restored]:
+        restored = await super()._restore(records, *arguments)
+        for record in records:
+            self._database._logs[record.id] = []
+        return restored
+
+
+class KeepsNothing(MemorySagaStorage):
+    """Lets the next archive take what was just restored."""
+
+    async def _restore(
+        self, records: Sequence[SagaRecord], archive_id: UUID | None, keep_for: timedelta
+    ) -> list[Restored]:
+        del keep_for
+        return await super()._restore(records, archive_id, timedelta(0))
+
+
+class ForgetsFresh(MemorySagaStorage):
+    """Deletes stubs of any age."""
+
+    async def _forget(self, older_than: timedelta, limit: int) -> int:
+        del older_than
+        return await super()._forget(timedelta(0), limit)
+
+
+class SharesTurns(MemorySagaStorage):
+    """Lets everybody archive at once."""
+
+    @asynccontextmanager
+    async def _archiving(self, by: str) -> AsyncIterator[ArchivingTurn]:
+        self._database._archiver = None
+        async with super()._archiving(by) as turn:
+            yield turn
+
+
+COMMITTING = (RunRaceContract, CommitIntoContract, StubContract, RetentionContract, RetentionRaceContract)
+"""The subjects of storages that commit each call by themselves."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A broken twin, and the test of the kit that has to notice it."""
@@ -1000,8 +1173,8 @@ class Mutant:
     def as_test_class(self) -> type[Contract]:
         """Return the subject on the broken twin, for pytest to collect."""
         place = "session_class" if issubclass(self.broken, MemorySession) else "storage_class"
+        twin = CommittingTwin if self.subject in COMMITTING else AgingTwin
         attributes = {place: self.broken, "stopped_clock": self.stopped_clock, "__module__": __name__}
-        twin = CommittingTwin if self.subject in {RunRaceContract, CommitIntoContract} else AgingTwin
         return type(self.name, (twin, self.subject), attributes)
 
 
@@ -1088,6 +1261,22 @@ MUTANTS = (
     Mutant(CommitsBesideTheTransaction, CommitIntoContract, "test_it_is_stored_with_the_transaction"),
     Mutant(TakesCommitsForGranted, CommitIntoContract, "test_after_a_rollback_it_is_buffered_again"),
     Mutant(LeavesTheLease, CommitIntoContract, "test_the_lease_is_renewed"),
+    Mutant(WritesToStubs, StubContract, "test_nothing_is_written_to_a_stub[log_step]"),
+    Mutant(WritesToStubs, RetentionRaceContract, "test_nothing_is_lost_and_nothing_is_left"),
+    Mutant(ReadsStubs, StubContract, "test_a_stub_is_not_read[get_saga]"),
+    Mutant(CreatesOverStubs, StubContract, "test_its_id_is_taken"),
+    Mutant(ForgetsFresh, StubContract, "test_a_forgotten_stub_is_gone"),
+    Mutant(FencesByVersion, RetentionContract, "test_what_has_changed_since_stays[appends]"),
+    Mutant(FencesByHistory, RetentionContract, "test_what_has_changed_since_stays[updates]"),
+    Mutant(ForgetsHolds, RetentionContract, "test_what_a_policy_lets_go"),
+    Mutant(HoldsFence, HoldContract, "test_a_hold_is_recorded_and_fences_nobody[RUNNING]"),
+    Mutant(ReleasesAnything, HoldContract, "test_what_cannot_be_held"),
+    Mutant(CountsTwice, RetentionContract, "test_once_more_tells_the_same"),
+    Mutant(RemovesUnverified, RetentionContract, "test_steps_that_lead_nowhere"),
+    Mutant(RestoresOver, RetentionContract, "test_what_is_there_is_left_as_it_was"),
+    Mutant(RestoresWithoutHistory, RetentionContract, "test_a_saga_comes_back_as_it_was"),
+    Mutant(KeepsNothing, RetentionContract, "test_what_is_restored_stays_for_a_while"),
+    Mutant(SharesTurns, RetentionContract, "test_one_archiver_at_a_time"),
     Mutant(DoubtsByNameOnly, InDoubtContract, "test_other_steps_and_actions_settle_nothing"),
 )
 

@@ -490,9 +490,9 @@ class RetentionContract(_RetentiveContract):
         name = f"order-{uuid4()}"
         changed, untouched = await finished(storage, name), await finished(storage, name)
         marks = [saga.mark for saga in await expired(storage, name)]
-        archive = await verified(storage)
         await change(storage, changed)
         before = await stored(storage, changed)
+        archive = await verified(storage)
         made = await storage.make_stubs(archive.id, marks)
         assert (list(made.made), list(made.already)) == ([untouched], [])
         assert await stored(storage, changed) == before

@@ -15,6 +15,7 @@ from saga_store.testing.differential.commits import CommitRules
 from saga_store.testing.differential.comparison import Result
 from saga_store.testing.differential.inspection import InspectionRules
 from saga_store.testing.differential.recovery import RecoveryRules
+from saga_store.testing.differential.retention import RetentionRules
 from saga_store.testing.differential.runs import RunRules
 from saga_store.testing.differential.world import ACTORS, World
 from saga_store.testing.differential.writes import WriteRules
@@ -24,7 +25,7 @@ _HOUR = timedelta(hours=1)
 _checkpoints = st.dictionaries(draw.sagas, st.tuples(draw.filters, draw.changes), min_size=2, max_size=4)
 
 
-class OwningMachine(WriteRules, RecoveryRules, InspectionRules, CommitRules):
+class OwningMachine(WriteRules, RecoveryRules, InspectionRules, CommitRules, RetentionRules):
     """For storages that commit each call by themselves."""
 
     @rule(who=draw.actors, writes=_checkpoints)

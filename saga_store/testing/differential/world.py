@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 from saga_store.errors import SagaNotFoundError
 from saga_store.memory import MemoryDatabase, MemorySagaStorage, MemorySession
 from saga_store.model import Checkpoint, SagaExecution, SagaLogEntry, SagaStatus
+from saga_store.retention_model import SagaRecord
 from saga_store.storage import SagaStorage
 from saga_store.testing.claim import Age
 from saga_store.testing.commit_into import Joinable
@@ -44,6 +45,7 @@ class World:
         self._age = age
         self._joinable = joinable
         self._changed: dict[UUID, datetime] = {}
+        self.records: Final = dict[UUID, SagaRecord]()  # of sagas that were let go
 
     def storage(self, who: int) -> SagaStorage:
         return self._units[who][0]
