@@ -11,21 +11,25 @@ from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
 import fastapi
 import httpx
 import litestar
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saga_store import MemorySagaStorage, SagaArchivedError, SagaNotFoundError, SagaStepStatus, SchemaError
 from saga_store.errors import InvalidSagaDataError, StorageUnavailableError
 from saga_store.inspection import SagaCondition, SagaPage, SagaQuery, SagaSummary, visible
 from saga_store.telling import ATTENTION
 from saga_store.web import create_app, render_saga
+from saga_store.web.asked import KNOWN
 from tests.html_pages import Html, crawl
 from tests.many_sagas import HOSTILE, HOSTILE_TEXTS, NOW, ManySagas, make_many_sagas
 
@@ -343,7 +347,8 @@ class TestReading:
         """GET and HEAD are answered, everything else is 405 and says what may be asked."""
         async with client_of(create_app(many.storage)) as client:
             for path in ("/", "/sagas", f"/sagas/{many.named['polls']}", "/interventions", "/style.css"):
-                assert (await client.head(path)).status_code == httpx.codes.OK
+                head = await client.head(path)
+                assert (head.status_code, head.content) == (httpx.codes.OK, b"")
                 for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"):
                     response = await client.request(method, path)
                     assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD")
@@ -385,6 +390,45 @@ class TestReading:
             response = await client.get("/metrics")
         assert 'saga_store_unfinished{condition="exhausted",name="subscription-renewal"} 7.0' in response.text
         await page(many.storage, "/metrics", status=404)
+
+
+_VALUES = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(["1", "0", "-1", "10m", "all", "show", "FAILED", "stale", "a=1", "a=[", "2026-11-26", "7b244b6e"]),
+)
+_PAGES = ["/", "/sagas", "/interventions", "/sagas/7b244b6e", "/sagas/deadbeef", "/metrics", "/sagas/", "/\x00"]
+
+
+@given(
+    path=st.one_of(st.sampled_from(_PAGES), st.text(max_size=20).map("/sagas/{}".format)),
+    pairs=st.lists(
+        st.tuples(st.sampled_from(sorted({name for names in KNOWN.values() for name in names})), _VALUES), max_size=4
+    ),
+    junk=st.binary(max_size=8),
+)
+@settings(deadline=None, max_examples=150)
+def test_whatever_is_asked_there_is_an_answer(
+    few: MemorySagaStorage, path: str, pairs: list[tuple[str, str]], junk: bytes
+) -> None:
+    """No URL, however odd, is an error of the server's; what it says comes back as text that can be seen."""
+    query = urlencode(pairs, errors="replace").encode() + junk
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": query, "headers": [], "root_path": ""}
+
+    async def ask() -> None:
+        await create_app(few)(scope, receive, send)
+
+    asyncio.run(ask())
+    assert sent[0]["status"] in {200, 300, 303, 307, 400, 404}
+    if sent[1]["body"] and (b"content-type", b"text/html; charset=utf-8") in sent[0]["headers"]:
+        Html(sent[1]["body"].decode()).check()
 
 
 class BrokenStorage(MemorySagaStorage):

@@ -129,6 +129,8 @@ class _App:
             response = await self._answer(Request(scope))
             for name, value in _HEADERS.items():
                 response.headers.setdefault(name, value)
+            if scope["method"] == "HEAD":
+                response.body = b""
             await response(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
@@ -257,7 +259,9 @@ async def _style(_request: Request, _path: str) -> Response:
 
 
 def _query_string(request: Request) -> str:
-    return str(request.url.query)
+    # Bytes that are no UTF-8 are somebody's letters, too, and no reason to fail.
+    query: bytes = request.scope.get("query_string", b"")
+    return query.decode("latin-1")
 
 
 def _scraper(storage: IInspectionStorage) -> Callable[[], Awaitable[Response]]:

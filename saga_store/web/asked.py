@@ -38,7 +38,7 @@ FILTERS = (
 )
 # What no storage looks for, so that it is looked for here: what tells one group from another.
 _OF_GROUPS = ("action", "error", "no_error", "no_step")
-_KNOWN = {
+KNOWN = {
     "attention": (*JUDGING, "groups"),
     "sagas": (*FILTERS, *_OF_GROUPS, *JUDGING, "limit", "after"),
     "saga": (*JUDGING, "history", "context"),
@@ -66,7 +66,7 @@ class Asked:
             found = parse_qsl(query_string, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
         except ValueError:
             raise InvalidSagaDataError("URL", f"asks for more than {_MOST_PARAMETERS} things") from None
-        known = _KNOWN[page]
+        known = KNOWN[page]
         for name, _ in found:
             if name not in known:
                 raise InvalidSagaDataError(f"{name!r:.60}", f"isn't known here; known are {', '.join(known) or 'none'}")
