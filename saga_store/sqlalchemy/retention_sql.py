@@ -14,7 +14,7 @@ SEEN_AT_ONCE = 20_000
 """How many rows one page of a walk looks at."""
 SMALL_CONTEXT_BYTES = 2**18
 """A saga that takes more than this is read by itself, and piece by piece."""
-PIECE_CHARACTERS = 2**23
+PIECE_CHARACTERS = 2**22
 """How much of a context is read at once: for each piece the server unpacks the whole."""
 PAGE_BYTES = 2**22
 PAGE_ENTRIES = 1000
