@@ -1,4 +1,4 @@
-"""The verbs that keep and let go: archive, archives, verify, restore, forget, purge, and stats."""
+"""The verbs that keep and let go: archive, archives, archived, verify, restore, forget, purge, stats."""
 
 import argparse
 import asyncio
@@ -53,6 +53,12 @@ def register(verbs: Verbs) -> None:
     archives.add_argument("--state", action="append", choices=[*ArchiveState], default=[], help="only of this state")
     archives.add_argument("--limit", type=int, default=50, help="how many at most (default: 50)")
     archives.add_argument("--after", help="where the page before ended")
+
+    archived = verbs.add(
+        "archived", _on(_archived), summary="Show a saga from its archive, without putting it back.", database=True
+    )
+    archived.add_argument("id", type=_uuid, help="the saga")
+    archived.add_argument("--archive", metavar="URI", help="where to look (default: where the ledger has the saga)")
 
     verify = verbs.add(
         "verify",
@@ -213,6 +219,15 @@ async def _archives(given: argparse.Namespace, console: Console, _: _Stop) -> Ex
         states = [ArchiveState(state) for state in given.state]
         page = await storage.find_archives(states=states, limit=given.limit, after=given.after)
     console.product(shown.archives_as_text(page), **shown.plain(page))
+    return Exit.DONE
+
+
+async def _archived(given: argparse.Namespace, console: Console, _: _Stop) -> Exit:
+    async with _storage(given) as storage:
+        found = await retention.find_archived(storage, given.id, archive=given.archive)
+    if found is None:
+        raise ArchiveError(f"no archive is known to have saga {given.id}; say by --archive where to look")
+    console.product(shown.record_as_text(found), **shown.record_as_facts(found))
     return Exit.DONE
 
 

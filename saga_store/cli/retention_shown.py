@@ -5,7 +5,7 @@ from typing import Any
 
 from saga_store.cli.sagas_shown import figures_as_facts, plain
 from saga_store.inspection import SagaFigures, visible
-from saga_store.retention import ArchiveReport, RestoreReport, VerifyReport
+from saga_store.retention import ArchiveReport, Found, RestoreReport, VerifyReport
 from saga_store.retention_model import ArchivePage, SagaArchive
 from saga_store.telling import duration
 
@@ -14,6 +14,8 @@ __all__ = [
     "archived_as_text",
     "archives_as_text",
     "plain",
+    "record_as_facts",
+    "record_as_text",
     "restored_as_facts",
     "restored_as_text",
     "stats_as_facts",
@@ -23,6 +25,7 @@ __all__ = [
 
 # Of sagas or files that are named one by one.
 _MOST_NAMED = 20
+_CONTEXT_SHOWN = 2000
 
 
 def archived_as_facts(report: ArchiveReport) -> dict[str, Any]:
@@ -62,6 +65,31 @@ def archives_as_text(page: ArchivePage) -> str:
     if page.after:
         lines.append(f"there are more: --after {page.after}")
     return "\n".join(lines)
+
+
+def record_as_facts(found: Found) -> dict[str, Any]:
+    return {"saga": plain(found.record), "archive": str(found.archive_id), "file": found.file, "line": found.line}
+
+
+def record_as_text(found: Found) -> str:
+    record = found.record
+    context = (
+        record.context if len(record.context) <= _CONTEXT_SHOWN else f"{len(record.context):,} characters; see --json"
+    )
+    return "\n".join(
+        [
+            f"{visible(record.name)}  {record.id}",
+            f"{record.status.value}, version {record.version}, {record.recovery_attempts} recovery attempts",
+            f"created {_minute(record.created_at)}, last changed {_minute(record.updated_at)}",
+            f"from {visible(found.file)}, line {found.line}",
+            f"context {visible(context)}",
+            *(
+                f"{entry.created_at:%Y-%m-%d %H:%M:%S}Z  {entry.status.value:11} {entry.action} "
+                f"{visible(entry.step_name)}  {visible(entry.details or '')}".rstrip()
+                for entry in record.entries
+            ),
+        ]
+    )
 
 
 def verified_as_text(report: VerifyReport) -> str:

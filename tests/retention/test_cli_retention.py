@@ -99,6 +99,19 @@ class TestRound:
         back = facts(command, "restore", "--archive", str(tmp_path), "--keep-for", "0")
         assert back == {"restored": 5, "same": 1, "other": [], "superseded": 0}
 
+    def test_a_saga_is_shown_from_its_archive(self, command: Command, ids: list[UUID], tmp_path: Path) -> None:
+        """With its context and history; it stays archived."""
+        command("archive", "--to", str(tmp_path), *EVERYTHING)
+        code, out, _ = command("archived", str(ids[3]))
+        assert code == Exit.DONE
+        assert "FAILED, version 1" in out
+        assert 'act charge  card "declined"' in out
+        found = facts(command, "archived", str(ids[3]), "--archive", str(tmp_path))
+        assert json.loads(found["saga"]["context"])["order"] == 3
+        assert [entry["status"] for entry in found["saga"]["entries"]] == ["STARTED", "COMPLETED", "FAILED"]
+        code, _, err = command("archived", str(uuid4()))
+        assert (code, "no archive is known to have saga" in err) == (Exit.FAILED, True)
+
     def test_a_name_has_its_own_time(self, command: Command, tmp_path: Path) -> None:
         to = ("--to", str(tmp_path), "--dry-run")
         assert facts(command, "archive", *to, "--name", "order=0")["sagas"] == 6
