@@ -17,6 +17,7 @@ from saga_store.errors import (
     SagaStoreError,
     SagaUnreadableError,
     SchemaError,
+    ShardingError,
     StorageUnavailableError,
     UnknownOutcomeError,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "SagaStoreError",
     "SagaUnreadableError",
     "SchemaError",
+    "ShardingError",
     "StepAction",
     "StorageUnavailableError",
     "UnknownOutcomeError",

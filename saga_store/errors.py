@@ -11,6 +11,7 @@ Every error that a storage raises is one of these::
     ├── SagaUnreadableError      its row is broken                   it was read, nothing else
     ├── InvalidSagaDataError     refused before any SQL              nothing was written
     ├── ArchiverBusyError        another archiver has the turn       nothing was written
+    ├── ShardingError            these aren't the shards they were   nothing was read or written
     ├── StorageUnavailableError  the database couldn't do it         nothing was written
     ├── SchemaError              tables missing or too old           nothing was written
     └── UnknownOutcomeError      the connection died mid-write       written wholly or not at all
@@ -145,6 +146,17 @@ class ArchiverBusyError(SagaStoreError):
 
     def __str__(self) -> str:
         return f"another archiver is at work ({self.holder}): let it finish, or look why it doesn't"
+
+
+class ShardingError(SagaStoreError):
+    """The storages of a ShardedSagaStorage aren't the shards that their databases record; ``reason`` says which."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"nothing was read or written: {self.reason}"
 
 
 class StorageUnavailableError(SagaStoreError):

@@ -3,6 +3,7 @@
 EXECUTIONS = "saga_executions"
 LOGS = "saga_logs"
 ARCHIVES = "saga_archives"
+SHARD = "saga_shard"
 VERSION_TABLE = "saga_store_version"
 # By what it is, for its name may have been taken.
 SEQUENCE = f"CASE WHEN to_regclass('{LOGS}') IS NOT NULL THEN pg_get_serial_sequence('{LOGS}', 'id') END"
@@ -17,10 +18,18 @@ _WANTED = {
     EXECUTIONS: "SELECT, INSERT, UPDATE",
     LOGS: "SELECT, INSERT",
     ARCHIVES: "SELECT",
+    SHARD: "SELECT, INSERT",
     VERSION_TABLE: "SELECT",
     SEQUENCE: "USAGE",
 }
-_WANTED_TO_READ = {EXECUTIONS: "SELECT", LOGS: "SELECT", ARCHIVES: "SELECT", VERSION_TABLE: "SELECT", SEQUENCE: ""}
+_WANTED_TO_READ = {
+    EXECUTIONS: "SELECT",
+    LOGS: "SELECT",
+    ARCHIVES: "SELECT",
+    SHARD: "SELECT",
+    VERSION_TABLE: "SELECT",
+    SEQUENCE: "",
+}
 # The archiver keeps the ledger. It deletes nothing by itself, but by functions that do so as the owner of the tables.
 _WANTED_TO_ARCHIVE = {**_WANTED_TO_READ, ARCHIVES: "SELECT, INSERT, UPDATE"}
 MAKE_STUBS = "saga_store_make_stubs"
@@ -57,7 +66,7 @@ END
 $place$;
 
 -- Whatever it was granted before ends here, by default privileges, too; nobody sees the moment in between.
-REVOKE ALL ON TABLE {executions}, {logs}, {archives}, {version} FROM {role};
+REVOKE ALL ON TABLE {executions}, {logs}, {archives}, {shard}, {version} FROM {role};
 {grants}
 
 -- The sequence has another name where this one was taken.
@@ -233,11 +242,11 @@ UNION ALL SELECT 'it may not use the schema' FROM me WHERE NOT has_schema_privil
 def grants(role: str, *, schema: str | None = "public", read_only: bool = False, archiver: bool = False) -> str:
     """Return the SQL that lets a role use the storage, and no more: a script in one transaction, for psql.
 
-    With it the role may read, insert and update ``saga_executions``, read and insert ``saga_logs``, and read the ledger
-    of archives and the version table; ``read_only``, for views and reports: read the four, and nothing else. It may
-    neither change nor delete history, nor delete sagas, nor alter the tables, nor turn back their sequence: what it was
-    granted on them before is revoked. The script fails, and changes nothing, if the role doesn't exist, if a table
-    doesn't, or if the role could do more than that all the same, as the owner of the tables could.
+    With it the role may read, insert and update ``saga_executions``, read and insert ``saga_logs`` and ``saga_shard``,
+    and read the ledger of archives and the version table; ``read_only``, for views and reports: read them all, and
+    nothing else. It may neither change nor delete history, nor delete sagas, nor alter the tables, nor turn back their
+    sequence: what it was granted on them before is revoked. The script fails, and changes nothing, if the role doesn't
+    exist, if a table doesn't, or if the role could do more than that all the same, as the owner of the tables could.
 
     Args:
         role: The role that the application connects as, spelled as in ``pg_roles``.
@@ -276,6 +285,7 @@ def grants(role: str, *, schema: str | None = "public", read_only: bool = False,
         executions=EXECUTIONS,
         logs=LOGS,
         archives=ARCHIVES,
+        shard=SHARD,
         version=VERSION_TABLE,
         grants="\n".join(f"GRANT {wanted[table]} ON TABLE {table} TO {_identifier(role)};" for table in tables)
         + (_ARCHIVER if archiver else _NO_ARCHIVER).format(**named),

@@ -170,6 +170,7 @@ class SagaPage:
         finished_since: Finished sagas that were created before this weren't looked at; None: all were.
         is_partial: Of too many sagas the histories would have had to be read: of the unfinished ones only the oldest
             were looked at, of the finished ones only the newest.
+        missing: The shards that couldn't be asked, of a storage that is made of several.
     """
 
     sagas: list[SagaSummary]
@@ -178,16 +179,22 @@ class SagaPage:
     unreadable: tuple[UUID, ...] = ()
     finished_since: datetime | None = None
     is_partial: bool = False
+    missing: tuple[int, ...] = ()
 
 
 class SagaCount(int):
-    """How many sagas there are; ``is_partial`` if there may be more that weren't looked at."""
+    """How many sagas there are; ``is_partial`` if there may be more that weren't looked at.
+
+    ``missing`` are the shards that couldn't be asked, as in ``SagaPage``.
+    """
 
     is_partial: bool
+    missing: tuple[int, ...]
 
-    def __new__(cls, count: int, *, is_partial: bool = False) -> Self:
+    def __new__(cls, count: int, *, is_partial: bool = False, missing: tuple[int, ...] = ()) -> Self:
         self = super().__new__(cls, count)
         self.is_partial = is_partial
+        self.missing = missing
         return self
 
 
@@ -255,11 +262,15 @@ class Intervention:
 
 @dataclass(frozen=True, slots=True)
 class InterventionPage:
-    """Some of the interventions that were asked for, newest first; ``after`` begins the next page, if there is one."""
+    """Some of the interventions that were asked for, newest first; ``after`` begins the next page, if there is one.
+
+    ``missing`` are the shards that couldn't be asked, as in ``SagaPage``.
+    """
 
     interventions: list[Intervention]
     after: str | None = None
     unreadable: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +317,7 @@ class SagaFigures:
         archived_bytes: How big the objects of their archives are together.
         archives_failed_24h: How many archives have failed that were begun in the last 24 hours.
         last_archived_at: When an archive was last verified.
+        missing: The shards that couldn't be asked, and that aren't counted here; as in ``SagaPage``.
     """
 
     unfinished: Mapping[tuple[str, SagaCondition], int]
@@ -324,6 +336,7 @@ class SagaFigures:
     archived_bytes: int = 0
     archives_failed_24h: int = 0
     last_archived_at: datetime | None = None
+    missing: tuple[int, ...] = ()
 
 
 class AttemptState(StrEnum):

@@ -14,6 +14,9 @@ What holds for every method:
   ``UnknownOutcomeError``. A write to a missing saga is an error, never a silent no-op.
 - **Ordered.** Writes to one saga take effect one after the other; the history is read in that order.
 - **Copies.** Contexts are copied in and out; what the caller does to a dict afterwards changes nothing stored.
+- **Together.** A storage may be made of shards, each with some of the sagas. Between sagas of one shard the ids of log
+  entries are unique, and urgency decides who is claimed first; between others neither is promised, nor that views see
+  both at one moment. What is promised of one saga holds everywhere.
 - **Checked.** Bad input raises ``InvalidSagaDataError`` before anything is sent: an id that is no
   ``uuid.UUID``; an empty name or one of more than 255 characters; text with NUL or a lone surrogate; a
   context that is no dict, has a key that is no string, NaN, an infinity, or a value that wouldn't come back
@@ -275,7 +278,8 @@ class IRecoveryStorage(ICheckpointStorage):
             max_backoff: The most that this comes to.
 
         Returns:
-            The sagas as they are now, in the order of ``find_stale_sagas``.
+            The sagas as they are now, in the order of ``find_stale_sagas``; of sagas in several shards, those with the
+            fewest attempts before first.
 
         Raises:
             UnknownOutcomeError: The connection died; sagas may have been claimed, until the lease expires.
@@ -359,8 +363,8 @@ class IRecoveryStorage(ICheckpointStorage):
 class IInspectionStorage(ISagaStorage):
     """A storage that shows its sagas to a person, and lets that person say how a step in doubt ended.
 
-    The views read one moment, lock nothing, and load no context unless the query asks for a field of it. What they
-    leave out to be cheap, and what they estimate, they say.
+    The views read one moment (of each shard, if there are several), lock nothing, and load no context unless the query
+    asks for a field of it. What they leave out to be cheap, and what they estimate, they say.
     """
 
     @abc.abstractmethod

@@ -24,6 +24,7 @@ from saga_store.joining import Part
 from saga_store.memory_database import MemoryDatabase, MemorySession, Row, by_urgency
 from saga_store.memory_retention import MemoryKeepingStorage
 from saga_store.model import SagaExecution, SagaLogEntry
+from saga_store.shard_records import ShardRecord, ShardState
 from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes
 from saga_store.write import Claim, Outcome, Settlement, Write
 
@@ -106,6 +107,14 @@ class MemorySagaStorage(MemoryKeepingStorage):
     async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:
         row = self._view()._row(saga_id)
         return row.recent_writes if row else ()
+
+    async def _fetch_shard_state(self) -> ShardState:
+        database = self._view()._database
+        return ShardState(next(iter(database._shard_records), None), not database._rows, id(database))
+
+    async def _record_shard(self, record: ShardRecord) -> None:
+        database = self._view()._database
+        database._shard_records = database._shard_records or [record]
 
     def _joined(self, into: object) -> "MemorySagaStorage":
         if isinstance(self._bind, MemorySession):

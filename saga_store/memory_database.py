@@ -25,6 +25,7 @@ from saga_store.memory_views import MemoryViews
 from saga_store.model import UNFINISHED, SagaExecution, SagaLogEntry, SagaStatus
 from saga_store.retention_model import SagaArchive
 from saga_store.retention_storage import Hold
+from saga_store.shard_records import ShardRecord
 from saga_store.validation import decode_context
 from saga_store.write import Claim, Lease, Outcome, Settlement, Write
 from saga_store.write_ids import leads_to
@@ -87,6 +88,7 @@ class MemoryDatabase:
         self._logs: dict[UUID, list[SagaLogEntry]] = {}
         self._sequence = itertools.count(1)
         self._archives = dict[UUID, SagaArchive]()
+        self._shard_records = list[ShardRecord]()
         self._archiver: str | None = None
         self._holders: dict[UUID, MemorySession] = {}
         self._waiters: dict[UUID, deque[asyncio.Future[None]]] = {}

@@ -58,6 +58,14 @@ _MOST_SECONDS_TO_LEAVE = 10.0
 _REFUSALS = (SagaConcurrencyError, SagaAlreadyExistsError, SagaNotFoundError)
 
 
+class Joined(Protocol):
+    """What a run needs of a transaction that it commits into."""
+
+    async def _write(self, write: Write) -> int: ...
+
+    async def _take_part(self) -> Part: ...
+
+
 class _Store(Protocol):
     """What a run needs of its storage."""
 
@@ -73,9 +81,7 @@ class _Store(Protocol):
 
     async def _recent_writes(self, saga_id: UUID) -> Sequence[int]: ...
 
-    def _joined(self, into: object) -> "_Store": ...
-
-    async def _take_part(self) -> Part: ...
+    def _joined_for(self, saga_id: UUID, into: object) -> Joined: ...
 
 
 @dataclass(slots=True)
@@ -533,16 +539,17 @@ class SagaRun(ISagaStorage):
     # Writing
 
     async def _commit(self, into: object) -> None:
-        store, part = self._storage, None
+        store: Joined | _Store = self._storage
+        joined, part = None, None
         if into is not None:
-            store = self._storage._joined(into)  # noqa: SLF001 - a run is the other half of its storage
+            store = joined = self._storage._joined_for(self._saga_id, into)  # noqa: SLF001 - a run is the other half of it
             await self._catch_up()
         else:
             self._hear()
         if not self._buffered and all(sent.is_open or sent.is_dropped for sent in self._sent):
             return
-        if into is not None:
-            part = await store._take_part()  # noqa: SLF001 - as above
+        if joined is not None:
+            part = await joined._take_part()  # noqa: SLF001 - as above
         self._check_open(part)
         for sent in [sent for sent in self._sent if not sent.is_open and not sent.is_dropped]:
             await self._send(store, sent, part)
@@ -577,7 +584,7 @@ class SagaRun(ISagaStorage):
         self._sent.append(sent)
         return sent
 
-    async def _send(self, store: _Store, sent: _Sent, part: Part | None) -> None:
+    async def _send(self, store: Joined | _Store, sent: _Sent, part: Part | None) -> None:
         repeats = sent.may_be_there
         sent.part, sent.may_be_there = part, repeats or part is None
         try:

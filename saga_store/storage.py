@@ -51,7 +51,8 @@ from saga_store.model import (
 )
 from saga_store.retention_model import Retention
 from saga_store.retention_storage import RetentionStorage, checked_terms
-from saga_store.run import SagaRun
+from saga_store.run import Joined, SagaRun
+from saga_store.shard_records import ShardRecord, ShardState
 from saga_store.validation import (
     DEFAULT_MAX_CONTEXT_BYTES,
     check_size,
@@ -173,12 +174,24 @@ class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspecti
         """Return the ids of the saga's last writes, as far as they had one; nothing if it isn't there."""
         return ()
 
+    def _joined_for(self, saga_id: UUID, into: object) -> Joined:  # noqa: ARG002 - for storages made of several
+        """Return where this saga is, bound to a transaction of the caller's; or refuse what it can't be bound to."""
+        return self._joined(into)
+
     def _joined(self, into: object) -> "SagaStorage":  # noqa: ARG002 - as above
         """Return the same storage, bound to a transaction of the caller's; or refuse what it can't be bound to."""
         raise InvalidSagaDataError("into", f"can't be given: a {type(self).__name__} joins no transactions")
 
     async def _take_part(self) -> Part:
         """Return a part of the transaction that this storage joins; for one that ``_joined`` has returned."""
+        raise NotImplementedError
+
+    async def _fetch_shard_state(self) -> ShardState:
+        """Return what a ShardedSagaStorage has to know before it uses this storage."""
+        raise InvalidSagaDataError("storages", f"must be shards: a {type(self).__name__} can't be one")
+
+    async def _record_shard(self, record: ShardRecord) -> None:
+        """Record this place, unless one is recorded already."""
         raise NotImplementedError
 
     async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
@@ -316,7 +329,7 @@ class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspecti
         await self._intervene(saga_id, "break_lease", by, reason, expected_version, break_it)
 
     async def find_sagas(self, query: SagaQuery = _ALL, *, limit: int = 50, after: str | None = None) -> SagaPage:
-        return await self._find(checked_query(query), _valid_page("limit", limit), read_cursor(after))
+        return await self._find(checked_query(query), valid_page("limit", limit), read_cursor(after))
 
     async def count_sagas(self, query: SagaQuery = _ALL) -> SagaCount:
         return await self._count(checked_query(query))
@@ -332,12 +345,12 @@ class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspecti
         return await self._find_interventions(
             valid_moment("since", since),
             None if by is None else valid_name("by", by),
-            _valid_page("limit", limit),
+            valid_page("limit", limit),
             read_entry_cursor(after),
         )
 
     async def get_recent_history(self, saga_id: UUID, *, limit: int = HISTORY_SEEN, after: int = 0) -> RecentHistory:
-        return await self._fetch_recent(valid_id(saga_id), _valid_page("limit", limit), valid_last_seen(after))
+        return await self._fetch_recent(valid_id(saga_id), valid_page("limit", limit), valid_last_seen(after))
 
     async def peek_context(self, saga_id: UUID, *, most: int = CONTEXT_SHOWN) -> ContextPeek:
         return await self._peek(valid_id(saga_id), valid_count("most", most))
@@ -456,5 +469,5 @@ def _check_unfinished(saga_id: UUID, saga: SagaState) -> None:
         raise InvalidSagaDataError("saga_id", f"names a saga that is {saga.status} already: {saga_id}")
 
 
-def _valid_page(field: str, limit: object) -> int:
+def valid_page(field: str, limit: object) -> int:
     return min(valid_count(field, limit, least=1), _LONGEST_PAGE)

@@ -61,6 +61,8 @@ FORBIDDEN: list[LiteralString] = [
     "INSERT INTO saga_archives (id, state, archived_by) VALUES (gen_random_uuid(), 'REMOVED', 'me')",
     "UPDATE saga_archives SET state = 'VERIFIED'",
     "DELETE FROM saga_archives",
+    "UPDATE saga_shard SET shard = 1",
+    "DELETE FROM saga_shard",
     "ALTER TABLE saga_logs ADD COLUMN note text",
     "ALTER TABLE saga_logs DISABLE TRIGGER ALL",
     "DROP TABLE saga_logs",
@@ -77,6 +79,8 @@ GRANTED = {
     ("saga_logs", "INSERT"),
     ("saga_logs_id_seq", "USAGE"),
     ("saga_archives", "SELECT"),
+    ("saga_shard", "SELECT"),
+    ("saga_shard", "INSERT"),
     ("saga_store_version", "SELECT"),
 }
 
@@ -209,7 +213,7 @@ class TestScript:
     def test_another_schema(self, database: Database, role: str) -> None:
         """The names in the script are qualified, whatever the search path is, and quoted."""
         run(database, 'CREATE SCHEMA "my ""sagas"""')
-        for table in ("saga_executions", "saga_logs", "saga_archives", "saga_store_version"):
+        for table in ("saga_executions", "saga_logs", "saga_archives", "saga_shard", "saga_store_version"):
             run(database, f'ALTER TABLE {table} SET SCHEMA "my ""sagas"""')
         run(database, grants(role, schema='my "sagas"'))
         assert privileges(database, role) == GRANTED

@@ -37,7 +37,8 @@ OURS = {"saga_executions", "saga_logs", "saga_store_version"}
 
 def tables_at(revision: str) -> set[str]:
     """Return which tables there are at a revision."""
-    return OURS | ({"saga_archives"} if revision >= "saga_store_0006" else set())
+    archives = {"saga_archives"} if revision >= "saga_store_0006" else set()
+    return OURS | archives | ({"saga_shard"} if revision >= "saga_store_0008" else set())
 
 
 @dataclass(frozen=True)

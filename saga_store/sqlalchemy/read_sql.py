@@ -159,3 +159,24 @@ WHERE e.id = :saga_id
 """)
 
 REVISION = Statement("SELECT convert_to(version_num, 'UTF8') FROM saga_store_version")
+
+# What it takes to be used as a shard. Two storages on the same table have the same last column.
+SHARD_STATE = Statement("""
+SELECT convert_to(CAST(r.cluster AS text), 'UTF8'), CAST(r.shard AS bigint), CAST(r.shards AS bigint),
+    convert_to(r.hash, 'UTF8'), NOT EXISTS (SELECT FROM saga_executions) AS is_empty,
+    convert_to(
+        concat_ws(
+            ' ', (SELECT system_identifier FROM pg_control_system()),
+            (SELECT oid FROM pg_database WHERE datname = current_database()),
+            CAST(CAST('saga_executions' AS regclass) AS oid)
+        ), 'UTF8'
+    ) AS place
+FROM (SELECT) one
+LEFT JOIN saga_shard r ON TRUE
+""")
+RECORD_SHARD = Statement("""
+INSERT INTO saga_shard (cluster, shard, shards, hash)
+VALUES (CAST(CAST(:cluster AS text) AS uuid), CAST(:shard AS integer), CAST(:shards AS integer), CAST(:hash AS text))
+ON CONFLICT DO NOTHING
+RETURNING shard
+""")

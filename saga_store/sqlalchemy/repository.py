@@ -28,6 +28,7 @@ from saga_store.inspection import (
 )
 from saga_store.joining import Part
 from saga_store.model import Context, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
+from saga_store.shard_records import ShardRecord, ShardState
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, PoolTarget, Target, make_bind
 from saga_store.sqlalchemy.execution import Executor, News
 from saga_store.sqlalchemy.following import take_part
@@ -42,7 +43,9 @@ from saga_store.sqlalchemy.read_sql import (
     HOLDS,
     IN_DOUBT,
     RECENT_WRITES,
+    RECORD_SHARD,
     SAGA,
+    SHARD_STATE,
     STALE,
     STATE,
 )
@@ -256,6 +259,20 @@ class SqlAlchemySagaStorage(KeepingStorage):
     async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:
         rows = await self._execute(RECENT_WRITES, {"saga_ids": ids_as_text([saga_id])})
         return [write_id for (_, _, recent, _) in rows for write_id in read_ids(recent)]
+
+    async def _fetch_shard_state(self) -> ShardState:
+        [(cluster, index, count, name, is_empty, database)] = await self._execute(SHARD_STATE, {})
+        record = None if cluster is None else ShardRecord(UUID(read_text(cluster)), index, count, read_text(name))
+        return ShardState(record, is_empty, read_text(database))
+
+    async def _record_shard(self, record: ShardRecord) -> None:
+        parameters = {
+            "cluster": str(record.cluster),
+            "shard": record.index,
+            "shards": record.count,
+            "hash": record.hash,
+        }
+        await self._execute(RECORD_SHARD, parameters, writes=True)
 
     async def _claim(self, claim: Claim) -> list[SagaExecution]:
         """Claim until there are as many as asked for that can be read, or no more.

@@ -8,7 +8,8 @@ from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 
 # Some stand in quotes, as texts to be cast to regclass.
 _TABLES = re.compile(
-    r"('?)\b(saga_executions|saga_logs|saga_archives|saga_store_version|saga_store_make_stubs|saga_store_forget_stubs)\b"
+    r"('?)\b(saga_executions|saga_logs|saga_archives|saga_shard|saga_store_version"
+    r"|saga_store_make_stubs|saga_store_forget_stubs)\b"
 )
 _NAMED = re.compile(r"%\((\w+)\)s")
 # More schemas than this are forgotten and spelled anew: each takes a few kilobytes.

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-REVISION = "saga_store_0007"
+REVISION = "saga_store_0008"
 """The migration that this release needs."""
 
 _NOW = text("now()")
@@ -184,4 +184,26 @@ class SagaArchiveModel(Base):
         UniqueConstraint("archived_at", name="uq_saga_archives_archived_at"),
         CheckConstraint("state IN ('WRITING', 'VERIFIED', 'REMOVED', 'FAILED')", name="ck_saga_archives_state"),
         {"comment": "The ledger of archives: what was let go, where its record is, and who let it go (saga-store)"},
+    )
+
+
+class SagaShardModel(Base):
+    """The row of ``saga_shard``, if the database is a shard."""
+
+    __tablename__ = "saga_shard"
+
+    only_row: Mapped[bool] = mapped_column(
+        primary_key=True, server_default=text("true"), comment="There is one row at most"
+    )
+    cluster: Mapped[UUID] = mapped_column(Uuid, comment="Which shards belong together")
+    shard: Mapped[int] = mapped_column(comment="Which of them this database is, from 0 on")
+    shards: Mapped[int] = mapped_column(comment="How many they are")
+    hash: Mapped[str] = mapped_column(String(32), comment="How the ids of sagas are spread over them")
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=_NOW, comment="When it was recorded, by the database's clock"
+    )
+    __table_args__ = (
+        CheckConstraint("only_row", name="ck_saga_shard_only_row"),
+        CheckConstraint("shard >= 0 AND shard < shards", name="ck_saga_shard_shard"),
+        {"comment": "Which shard this database is; no row: none (saga-store)"},
     )

@@ -47,7 +47,7 @@ from saga_store.testing.claim import Age, AgingContract, ClaimContract
 from saga_store.testing.commit_into import CommitIntoContract, Joinable
 from saga_store.testing.concurrency import ConcurrencyContract, VersionRaceContract
 from saga_store.testing.context import CopyContract, FidelityContract
-from saga_store.testing.contract import CheckpointUnit, Contract, Unit
+from saga_store.testing.contract import CheckpointUnit, Contract, Together, Unit
 from saga_store.testing.creation import CreationContract
 from saga_store.testing.execution import ExecutionContract
 from saga_store.testing.history import HistoryContract
@@ -123,6 +123,7 @@ __all__ = [
     "StalenessContract",
     "StateContract",
     "StubContract",
+    "Together",
     "Transaction",
     "TransactionContract",
     "TransactionalContract",

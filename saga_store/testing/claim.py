@@ -11,7 +11,7 @@ import pytest
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError
 from saga_store.interface import IRecoveryStorage
 from saga_store.model import UNFINISHED, Checkpoint, SagaExecution, SagaStatus
-from saga_store.testing.contract import Contract
+from saga_store.testing.contract import Contract, Together
 
 Age: TypeAlias = Callable[[UUID, timedelta], Awaitable[None]]
 """Makes a committed saga older: its last change and the end of its lease move back in time."""
@@ -125,18 +125,33 @@ class ClaimContract(AgingContract):
             )
             assert [saga.recovery_attempts for saga in claimed] == [attempts + 1]
 
-    async def test_the_most_urgent_are_claimed_first(self, storage: IRecoveryStorage, age: Age) -> None:
-        """Sagas with fewer attempts are claimed first, and of these those that haven't changed for longest."""
+    async def test_the_most_urgent_are_claimed_first(
+        self, storage: IRecoveryStorage, age: Age, together: Together
+    ) -> None:
+        """Of sagas that live together, those with fewer attempts come first, then those unchanged for longest."""
         name = _new_name()
         sagas = {}
-        for attempts, hours in ((1, 4), (0, 1), (0, 2), (2, 3), (0, 3)):
-            _, saga_id = await _new(storage, name, attempts=attempts)
+        standing = ((1, 4), (0, 1), (0, 2), (2, 3), (0, 3))
+        for saga_id, (attempts, hours) in zip(await together(len(standing)), standing, strict=True):
+            await storage.save(Checkpoint(saga_id, name=name, recovery_attempts=attempts))
             await age(saga_id, _HOUR * hours)
             sagas[saga_id] = (attempts, -hours)
         order = sorted(sagas, key=lambda saga_id: sagas[saga_id])
         assert [saga.id for saga in await _claim(storage, name, limit=0)] == []
         assert [saga.id for saga in await _claim(storage, name, limit=3)] == order[:3]
         assert [saga.id for saga in await _claim(storage, name, limit=3)] == order[3:]
+
+    async def test_none_is_left_out_and_none_comes_twice(self, storage: IRecoveryStorage) -> None:
+        """Claims that follow each other get all sagas of a name, however they are spread, fewest attempts first."""
+        name = _new_name()
+        sagas = {(await _new(storage, name, attempts=attempts % 3))[1] for attempts in range(12)}
+        claimed: list[UUID] = []
+        while found := await _claim(storage, name, limit=5):
+            assert len(found) <= 5
+            attempts = [saga.recovery_attempts for saga in found]
+            assert attempts == sorted(attempts)
+            claimed += [saga.id for saga in found]
+        assert sorted(claimed) == sorted(sagas)
 
     async def test_only_this_name_is_claimed(self, storage: IRecoveryStorage) -> None:
         """With a name, only sagas of exactly this name are claimed; without one, all."""

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from itertools import islice
 from typing import Any, ClassVar, TypeAlias, cast
 from uuid import UUID, uuid4
 
@@ -19,6 +20,9 @@ Unit: TypeAlias = Callable[[], AbstractAsyncContextManager[ISagaStorage]]
 
 CheckpointUnit: TypeAlias = Callable[[], AbstractAsyncContextManager[ICheckpointStorage]]
 """A unit of work of a storage that has checkpoints."""
+
+Together: TypeAlias = Callable[[int], Awaitable[list[UUID]]]
+"""Draws so many new ids, of sagas that will live together: in one shard, if the storage is made of several."""
 
 _Test: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
 
@@ -56,6 +60,18 @@ class Contract:
     def storage(self, unit: Unit) -> ISagaStorage:
         """A storage each of whose calls is a unit of its own: committed when it returns, and nothing held."""
         return cast("ISagaStorage", UnitPerCall(unit))
+
+    @pytest.fixture
+    def together(self, unit: Unit) -> Together:
+        """Draw ids of sagas that will live together (see ``Together``): some promises hold between those only."""
+
+        async def together(count: int) -> list[UUID]:
+            async with unit() as storage:
+                shard_of = getattr(storage, "shard_of", lambda _: None)
+                shard = shard_of(uuid4())
+                return list(islice((saga_id for saga_id in iter(uuid4, None) if shard_of(saga_id) == shard), count))
+
+        return together
 
 
 class UnitPerCall:

@@ -5,7 +5,7 @@ from typing import get_args
 
 from saga_store.interface import ISagaStorage
 from saga_store.model import SagaStatus, SagaStepStatus, StepAction
-from saga_store.testing.contract import Contract, Unit, new_saga
+from saga_store.testing.contract import Contract, Together, Unit, new_saga
 
 # In no order that a sort by name could restore.
 _NAMES = [f"step-{n * 7 % 20:02}" for n in range(20)]
@@ -98,9 +98,11 @@ class HistoryContract(Contract):
         assert all(type(entry_id) is int for entry_id in ids)
         assert all(earlier < later for earlier, later in itertools.pairwise(ids))
 
-    async def test_ids_belong_to_one_entry(self, storage: ISagaStorage) -> None:
-        """No two entries have the same id, be they of one saga or of two."""
-        saga_id, other = await new_saga(storage), await new_saga(storage)
+    async def test_ids_belong_to_one_entry(self, storage: ISagaStorage, together: Together) -> None:
+        """No two entries have the same id, be they of one saga or of two that live together."""
+        saga_id, other = await together(2)
+        for each in (saga_id, other):
+            await storage.create_saga(each, "order", {})
         for name in _NAMES:
             await storage.log_step(saga_id, name, "act", SagaStepStatus.STARTED)
             await storage.log_step(other, name, "act", SagaStepStatus.STARTED)

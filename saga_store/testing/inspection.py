@@ -19,6 +19,7 @@ from saga_store.inspection import ContextPeek, RecentHistory, SagaCondition, Sag
 from saga_store.interface import IInspectionStorage, IRecoveryStorage
 from saga_store.model import UNFINISHED, Checkpoint, LogStep, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.testing.claim import Age, AgingContract
+from saga_store.testing.contract import Together
 
 _HOUR, _LONG = timedelta(hours=1), timedelta(hours=3)
 _Ask: TypeAlias = Callable[..., Awaitable[object]]
@@ -229,14 +230,16 @@ class InspectionContract(AgingContract):
         assert await _standing(storage, name, max_attempts=1) == (SagaCondition.FINISHED, True)
 
     @pytest.mark.parametrize("verb", ["reset_recovery_attempts", "break_lease", "settle_step"])
-    async def test_persons_are_no_sign_of_life(self, storage: InspectedStorage, verb: str) -> None:
+    async def test_persons_are_no_sign_of_life(self, storage: InspectedStorage, verb: str, together: Together) -> None:
         """An intervention neither ends a saga's silence nor becomes its last entry."""
         name = f"order-{uuid4()}"
-        saga_id = await _new(storage, name)
+        saga_id, other_id = await together(2)
+        await storage.create_saga(saga_id, name, {})
         await _claim(storage, name)
         await storage.log_step(saga_id, "pay", "act", _STARTED)
         [entry] = await storage.get_step_history(saga_id)
-        other = await storage.get_saga(await _new(storage, name))
+        await storage.create_saga(other_id, name, {})
+        other = await storage.get_saga(other_id)
         if verb == "settle_step":
             await storage.settle_step(saga_id, entry.id, _COMPLETED, **_WHO)
         else:

@@ -1,0 +1,103 @@
+"""Keeping and letting go over shards: holds, stubs and restored sagas are routed, archives are each shard's own."""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import NoReturn
+from uuid import UUID
+
+from saga_store.errors import InvalidSagaDataError
+from saga_store.inspection import Cursor
+from saga_store.retention_model import (
+    ArchivePage,
+    ArchiveState,
+    ArchivingTurn,
+    Restored,
+    RetentionSnapshot,
+    SagaArchive,
+    SagaMark,
+    SagaRecord,
+    SagaStub,
+    StubsMade,
+)
+from saga_store.retention_storage import Change, Hold, RetentionStorage, Terms
+from saga_store.shard_records import shard_index
+from saga_store.shard_set import ShardSet
+
+
+class ShardedRetention(RetentionStorage):
+    """What of keeping and letting go concerns a saga goes to its shard; the ledger of archives is a shard's own."""
+
+    _set: ShardSet
+
+    async def _hold(self, hold: Hold) -> None:
+        await (await self._set.get(self._index(hold.saga_id)))._hold(hold)
+
+    async def _fetch_stub(self, saga_id: UUID) -> SagaStub | None:
+        return await (await self._set.get(self._index(saga_id)))._fetch_stub(saga_id)
+
+    async def _restore(
+        self, records: Sequence[SagaRecord], archive_id: UUID | None, keep_for: timedelta
+    ) -> list[Restored]:
+        """Restore shard by shard, each in one transaction: what is there already is left by whoever repeats it."""
+        places: dict[int, list[int]] = {}
+        for place, record in enumerate(records):
+            places.setdefault(self._index(record.id), []).append(place)
+        shards = {index: await self._set.get(index) for index in sorted(places)}
+        restored: dict[int, Restored] = {}
+        for index, shard in shards.items():
+            came = await shard._restore([records[place] for place in places[index]], archive_id, keep_for)
+            restored |= dict(zip(places[index], came, strict=True))
+        return [restored[place] for place in range(len(records))]
+
+    async def _forget(self, older_than: timedelta, limit: int) -> int:
+        forgotten = 0
+        for index in range(len(self._set.storages)):
+            if forgotten < limit:
+                forgotten += await (await self._set.get(index))._forget(older_than, limit - forgotten)
+        return forgotten
+
+    async def _fetch_lag(self, terms: Terms) -> timedelta:
+        found, _ = await self._set.ask_all(lambda shard: shard._fetch_lag(terms))
+        return max(found.values())
+
+    async def _fetch_archive(self, archive_id: UUID) -> SagaArchive | None:
+        found, _ = await self._set.ask_all(lambda shard: shard._fetch_archive(archive_id))
+        return next((archive for archive in found.values() if archive is not None), None)
+
+    def _archiving(self, by: str) -> AbstractAsyncContextManager[ArchivingTurn]:  # noqa: ARG002 - as in the interface
+        _refuse()
+
+    def _snapshot(self) -> AbstractAsyncContextManager[RetentionSnapshot]:
+        _refuse()
+
+    async def _add_archive(self, archive_id: UUID, uri: str | None, by: str) -> SagaArchive:  # noqa: ARG002 - likewise
+        _refuse()
+
+    async def _change_archive(self, change: Change) -> SagaArchive | None:  # noqa: ARG002 - likewise
+        _refuse()
+
+    async def _fetch_archives(
+        self,
+        states: Sequence[ArchiveState],  # noqa: ARG002 - likewise
+        limit: int,  # noqa: ARG002 - likewise
+        after: Cursor | None,  # noqa: ARG002 - likewise
+    ) -> ArchivePage:
+        _refuse()
+
+    async def _make_stubs(
+        self,
+        archive_id: UUID,  # noqa: ARG002 - likewise
+        marks: Sequence[SagaMark],  # noqa: ARG002 - likewise
+    ) -> StubsMade | None:
+        _refuse()
+
+    def _index(self, saga_id: UUID) -> int:
+        return shard_index(saga_id, len(self._set.storages))
+
+
+def _refuse() -> NoReturn:
+    raise InvalidSagaDataError(
+        "storage",
+        "is made of shards, each with a ledger and archives of its own: archive each of its `shards` by itself",
+    )
