@@ -143,12 +143,16 @@ class TestReadme:
             )
 
 
+# Libraries that are imported by another name than they are installed by.
+_IMPORTED_AS = {"python_cqrs": "cqrs", "pyyaml": "yaml", "opentelemetry_api": "opentelemetry"}
+
+
 def test_what_is_imported_is_declared() -> None:
     """Every library that the package, the tests, the examples or the benchmarks import is asked for by name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     names = {re.split(r"[\[<>=]", line)[0].lower().replace("-", "_") for line in lines}
-    declared = names | {"cqrs" if name == "python_cqrs" else name.removesuffix("_cli") for name in names}
+    declared = names | {_IMPORTED_AS.get(name, name.removesuffix("_cli")) for name in names}
     ours = {"saga_store", "tests", "examples", "benchmarks", "migrations", "shop"}
     found = {
         name.partition(".")[0]
