@@ -1,15 +1,17 @@
 """Of several records of a saga, the latest: the one of the highest version, and of these the longest history.
 
 A saga has several if it was restored, and archived again. Versions and histories only grow, so that the longest is the
-newest, and those of equal length are equal.
+newest. Those of equal length are equal, and of these the one that was written last is what the saga's stub is of.
 """
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+from saga_store.retention.lines import written
 from saga_store.retention_model import SagaMark
 
 
@@ -20,7 +22,8 @@ class Latest:
         # A file without a name, which goes with the connection.
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._database.execute(
-            "CREATE TABLE latest (id BLOB PRIMARY KEY, version INT, entries INT, last_entry_id INT, archive INT)"
+            "CREATE TABLE latest (id BLOB PRIMARY KEY, version INT, entries INT, last_entry_id INT,"
+            " written_at TEXT, archive INT)"
             " WITHOUT ROWID"
         )
 
@@ -32,13 +35,16 @@ class Latest:
     ) -> None:
         self._database.close()
 
-    def add(self, archive: int, marks: Iterable[SagaMark]) -> None:
+    def add(self, archive: int, written_at: datetime, marks: Iterable[SagaMark]) -> None:
+        moment = written(written_at)
         self._database.execute("BEGIN")
         self._database.executemany(
-            "INSERT INTO latest VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET version = excluded.version,"
-            " entries = excluded.entries, last_entry_id = excluded.last_entry_id, archive = excluded.archive"
-            " WHERE (excluded.version, excluded.entries, excluded.last_entry_id) > (version, entries, last_entry_id)",
-            ((mark.id.bytes, mark.version, mark.entries, mark.last_entry_id, archive) for mark in marks),
+            "INSERT INTO latest VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET version = excluded.version,"
+            " entries = excluded.entries, last_entry_id = excluded.last_entry_id, written_at = excluded.written_at,"
+            " archive = excluded.archive"
+            " WHERE (excluded.version, excluded.entries, excluded.last_entry_id, excluded.written_at)"
+            " > (version, entries, last_entry_id, written_at)",
+            ((mark.id.bytes, mark.version, mark.entries, mark.last_entry_id, moment, archive) for mark in marks),
         )
         self._database.execute("COMMIT")
 

@@ -80,8 +80,8 @@ def decode(line: bytes) -> SagaRecord:
         valid_text("context", context),
         read_whole("version", version, least=1),
         read_whole("recovery_attempts", attempts),
-        _moment("created_at", created_at),
-        _moment("updated_at", updated_at),
+        read_moment("created_at", created_at),
+        read_moment("updated_at", updated_at),
         _history(own_id, history),
     )
 
@@ -134,7 +134,7 @@ def _entry(saga_id: UUID, found: object) -> SagaLogEntry:
         valid_action(action),
         _STEP_STATUSES[status],
         None if details is None else valid_text("details", details),
-        _moment("created_at", created_at),
+        read_moment("created_at", created_at),
     )
 
 
@@ -148,7 +148,7 @@ def _values(what: str, found: object, fields: Sequence[str]) -> tuple[Any, ...]:
     return (*found.values(),)
 
 
-def _moment(field: str, value: object) -> datetime:
+def read_moment(field: str, value: object) -> datetime:
     try:
         found = datetime.fromisoformat(value) if isinstance(value, str) else None
     except ValueError:

@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from saga_store.retention.errors import ArchiveDamagedError
-from saga_store.retention.lines import read_uuid, read_whole, written
+from saga_store.retention.lines import read_moment, read_uuid, read_whole, written
 from saga_store.retention_model import SagaMark
 
 FORMAT = "saga-store archive"
@@ -34,13 +34,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an object holds: ``path`` is the object's, ``lines`` its lines in order."""
+    """What an object holds: ``path`` is the object's, ``lines`` its lines in order; ``written_at`` by its archiver."""
 
     id: UUID
     path: str
     sha256: str
     bytes: int
     lines: Sequence[Line]
+    written_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def marks(self) -> list[SagaMark]:
@@ -89,7 +90,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "bytes": manifest.bytes,
         "sagas": len(manifest.lines),
         "entries": manifest.entries,
-        "written_at": written(datetime.now(UTC)),
+        "written_at": written(manifest.written_at),
     }
     lines = ",\n".join(
         json.dumps([str(line.mark.id), line.mark.version, line.mark.entries, line.mark.last_entry_id, line.sha256])
@@ -151,6 +152,7 @@ def _manifest(found: dict[str, Any], path: str) -> Manifest:
         _sha256(found["sha256"]),
         read_whole("bytes", found["bytes"]),
         lines,
+        read_moment("written_at", found["written_at"]),
     )
     if (found["sagas"], found["entries"]) != (len(lines), manifest.entries):
         raise ValueError("its lines don't add up to the sagas and entries that it has")

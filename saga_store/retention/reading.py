@@ -11,7 +11,7 @@ from saga_store.retention.errors import ArchiveDamagedError, TargetError
 from saga_store.retention.files import Found, read_object
 from saga_store.retention.manifest import MANIFEST, Manifest, compression_of, decode_manifest, manifest_path
 from saga_store.retention.target import MARKER, Target
-from saga_store.retention_model import ArchiveState, SagaArchive
+from saga_store.retention_model import ArchiveState, SagaArchive, SagaMark
 
 Place: TypeAlias = str | Target
 """A target, or the URI of one: a folder, or a single archive in it."""
@@ -101,14 +101,14 @@ async def find_archived(storage: object, saga_id: UUID, *, archive: Place | None
 async def search(archive: Place, saga_id: UUID) -> Found | None:
     """Look for a saga in all archives of a target; return the latest of its records."""
     found = await find(archive)
-    best: tuple[tuple[int, int, int], Manifest] | None = None
+    records: list[tuple[SagaMark, Manifest]] = []
     for path in found.manifests:
         manifest = await read_manifest(found.target, path)
-        for mark in manifest.marks:
-            key = mark.version, mark.entries, mark.last_entry_id
-            if mark.id == saga_id and (best is None or key > best[0]):
-                best = key, manifest
-    return None if best is None else await _pick(found.target, best[1], saga_id)
+        records += [(mark, manifest) for mark in manifest.marks if mark.id == saga_id]
+    if not records:
+        return None
+    _, latest = max(records, key=lambda one: (one[0].version, one[0].entries, one[0].last_entry_id, one[1].written_at))
+    return await _pick(found.target, latest, saga_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from saga_store.retention.reading import (
     read_archive,
     read_manifest,
 )
+from saga_store.retention.target import Target
 from saga_store.retention.threads import in_thread
 from saga_store.retention_model import KEPT_AFTER_RESTORE, Restored
 
@@ -110,7 +111,7 @@ class _Run:
             for number, path in enumerate(place.manifests):
                 manifest = await read_manifest(place.target, path)
                 await check_archive(place.target, manifest)
-                await in_thread("restore", partial(latest.add, number, manifest.marks))
+                await in_thread("restore", partial(latest.add, number, manifest.written_at, manifest.marks))
                 hashes.append(manifest.sha256)
             for number, path in enumerate(place.manifests):
                 manifest = await read_manifest(place.target, path)
@@ -120,9 +121,12 @@ class _Run:
                     ids = [found.record.id for found in batch]
                     wanted = await in_thread("restore", partial(latest.has_latest, number, ids))
                     self.done.superseded += len(batch) - len(wanted)
-                    await self._put_back([found for found in batch if found.record.id in wanted])
+                    await self._put_back(
+                        [found for found in batch if found.record.id in wanted],
+                        target=place.target if place.is_whole else None,
+                    )
 
-    async def _put_back(self, batch: list[Found]) -> None:
+    async def _put_back(self, batch: list[Found], target: Target | None = None) -> None:
         if not batch:
             return
         records = [found.record for found in batch]
@@ -134,14 +138,27 @@ class _Run:
             where = f"{batch[0].file}, line {batch[0].line}" + (f" to {batch[-1].line}" if len(batch) > 1 else "")
             raise InvalidSagaDataError(f"{where}: {exc.field}", exc.reason) from exc
         for found, outcome in zip(batch, outcomes, strict=True):
-            match outcome:
-                case Restored.RESTORED:
-                    self.done.restored += 1
-                case Restored.SAME:
-                    self.done.same += 1
-                case Restored.OTHER:
-                    self.done.other.append((found.record.id, found.file, found.line))
+            await self._count(found, outcome, target)
         self._report(self.done)
+
+    async def _count(self, found: Found, outcome: Restored, target: Target | None) -> None:
+        if outcome is Restored.OTHER and target is not None:
+            # Archivers' clocks may disagree about which of two equal records was written last; the ledger doesn't.
+            stub = await self._storage.find_stub(found.record.id)
+            row = stub.archive if stub else None
+            if row and row.id != found.archive_id and row.uri and target.path(row.uri):
+                own = await find_archived(self._storage, found.record.id, archive=target)
+                if own is not None and own.record.mark == found.record.mark:
+                    outcome = await self._storage.restore_saga(
+                        own.record, archive_id=own.archive_id, keep_for=self._keep_for
+                    )
+        match outcome:
+            case Restored.RESTORED:
+                self.done.restored += 1
+            case Restored.SAME:
+                self.done.same += 1
+            case Restored.OTHER:
+                self.done.other.append((found.record.id, found.file, found.line))
 
 
 async def _not_found(storage: IRetentionStorage, saga_id: UUID, archive: Place | None) -> ArchiveError:

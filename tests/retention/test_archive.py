@@ -7,8 +7,10 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -23,6 +25,7 @@ from saga_store import (
     SagaAlreadyExistsError,
     SagaArchivedError,
     SagaStatus,
+    SagaStepStatus,
     SagaStorage,
 )
 from saga_store.retention import (
@@ -36,7 +39,7 @@ from saga_store.retention import (
     restore,
     verify,
 )
-from saga_store.retention.manifest import MANIFEST
+from saga_store.retention.manifest import MANIFEST, Manifest
 from saga_store.retention_model import ArchiveState
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from tests.databases import Database, Databases
@@ -455,6 +458,32 @@ class TestRestore:
                 )
             assert (await restore(other, archive=target)).same == 12
             await engine.dispose()
+
+    @pytest.mark.parametrize("goes_back", [False, True])
+    async def test_of_several_records_the_one_counts_that_the_stub_is_of(
+        self,
+        storage: SagaStorage,
+        target: Target,
+        goes_back: bool,  # noqa: FBT001 - pytest's
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Sagas that were restored and archived again, unchanged or with more; also if a clock went back."""
+        ids = await make_finished(storage, 4)
+        await archive(storage, target, ALL)
+        await restore(storage, archive=target, keep_for=timedelta(0))
+        await storage.log_step(ids[0], "late", "act", SagaStepStatus.COMPLETED)
+        originals = await records(storage, ids)
+        if goes_back:
+
+            def earlier(*given: Any) -> Manifest:  # noqa: ANN401 - what a manifest is made of
+                return replace(Manifest(*given), written_at=datetime(2020, 1, 1, tzinfo=UTC))
+
+            monkeypatch.setattr("saga_store.retention.archiving.Manifest", earlier)
+        assert (await archive(storage, target, ALL)).removed == 4
+        report = await restore(storage, archive=target)
+
+        assert (report.restored, report.same, report.other, report.superseded) == (4, 0, [], 4)
+        assert await records(storage, ids) == originals
 
     async def test_a_saga_with_other_content_is_left_and_named(self, storage: SagaStorage, target: Target) -> None:
         """With the file and line of its record; the others come back."""
