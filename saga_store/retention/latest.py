@@ -4,7 +4,6 @@ A saga has several if it was restored, and archived again. Versions and historie
 newest. Those of equal length are equal, and of these the one that was written last is what the saga's stub is of.
 """
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -19,6 +18,8 @@ class Latest:
     """Which archive has the latest record of each saga; on disk, for there may be a hundred million of them."""
 
     def __init__(self) -> None:
+        import sqlite3  # noqa: PLC0415 - some builds of Python lack it, and nothing else needs it
+
         # A file without a name, which goes with the connection.
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._database.execute(
