@@ -41,7 +41,15 @@ def test_what_wasnt_met_is_said() -> None:
     report: dict[str, Any] = {
         "machine": {"cores": 2, "cpu": "x", "load_before": 0, "load_after": 0},
         "server": {"version": "18"},
-        "plan": {"sagas": 10, "entries": 8, "rounds": 1, "writers": 16, "million": 10, "million_entries": 8},
+        "plan": {
+            "sagas": 10,
+            "standing": 0,
+            "entries": 8,
+            "rounds": 1,
+            "writers": 16,
+            "million": 10,
+            "million_entries": 8,
+        },
         "among_writers": {
             "rates": {"delete": [1000.0], "remove": [800.0], "archive": [200.0]},
             "longest": {"baseline": 0.1, "delete": 0.2, "remove": 0.2, "archive": 0.7},
