@@ -22,8 +22,7 @@ async def engine_on(
     engine = create_async_engine(url, **options)
     try:
         yield engine
-        assert isinstance(engine.pool, QueuePool)
-        assert engine.pool.checkedout() == 0
+        await until_returned(engine)
     finally:
         await engine.dispose()
 

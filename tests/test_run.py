@@ -649,3 +649,25 @@ async def test_a_repeated_commit_that_gets_no_connection_is_as_open_as_before(da
                     await run.commit()
             await run.commit()
         assert [entry.step_name for entry in await storage.get_step_history(saga_id)].count("mine") == 1
+
+
+async def test_a_repeated_commit_goes_on_until_it_is_told(database: Database, driver: str) -> None:
+    """As any other write whose outcome is open, although an attempt fails that wouldn't be made again otherwise."""
+    one = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
+    async with engine_on(database.url(driver), **one) as engine:
+        storage = SqlAlchemySagaStorage(engine, retry_for=timedelta(seconds=30))
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        async with storage.run(saga_id) as run:
+            await run.log_step(saga_id, "mine", "act", SagaStepStatus.STARTED)
+            first = asyncio.create_task(run.commit())
+            await asyncio.sleep(0)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            async with engine.connect():
+                second = asyncio.create_task(run.commit())
+                await asyncio.sleep(0.1)  # longer than the pool's patience
+                assert not second.done()
+            await second
+        assert len(await storage.get_step_history(saga_id)) == 1

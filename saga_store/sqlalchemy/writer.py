@@ -100,8 +100,10 @@ class Writer:
             outcome = exc
         if isinstance(outcome, StorageUnavailableError) and not self._executor.joins:
             # This attempt has written nothing; what became of the one before is as open as it was.
-            raise self._executor.told(UnknownOutcomeError(write.saga_id)) from outcome
-        if self._executor.observer is not None and not isinstance(outcome, StorageUnavailableError):
+            lost = UnknownOutcomeError(write.saga_id)
+            lost.__cause__ = outcome
+            outcome = (await resolve(self._executor, (write,), lost))[write.saga_id.int]
+        elif self._executor.observer is not None and not isinstance(outcome, StorageUnavailableError):
             self._executor.observer.resolved(outcome)
         return outcome
 

@@ -273,15 +273,18 @@ async def cancelled_and_repeated(unit: SagaRun, rng: random.Random) -> None:
 
 async def into_a_session(unit: SagaRun, saga: UUID, engine: AsyncEngine, rng: random.Random) -> None:
     """Commit in a transaction of the application's; one time in five that is rolled back, and the run commits alone."""
-    commits, is_committing = rng.random() < 0.8, False
+    session = AsyncSession(engine)
     try:
-        async with AsyncSession(engine) as session:
-            await unit.commit(into=session)
-            is_committing = commits
+        await unit.commit(into=session)
+        commits = rng.random() < 0.8
+        try:
             await (session.commit() if commits else session.rollback())
-    except (SQLAlchemyError, OSError) as exc:
-        # They are the application's: nobody repeats a COMMIT, and a session that can't be closed is one of them.
-        raise UnknownOutcomeError(saga) if is_committing else StorageUnavailableError(str(exc)) from exc
+        except (SQLAlchemyError, OSError) as exc:
+            # They are the application's: nobody repeats a COMMIT.
+            raise UnknownOutcomeError(saga) if commits else StorageUnavailableError(str(exc)) from exc
+    finally:
+        with suppress(SQLAlchemyError, OSError):  # likewise: its ROLLBACK, on a connection that is gone
+            await session.close()
     await unit.commit()  # what was rolled back is in the buffer again, and otherwise there is nothing
 
 
