@@ -44,7 +44,7 @@ class Finding:
         return f"{self.fault}: {self.what} (saga {self.saga})"
 
 
-# So many others with a version have to be written before nobody can tell any more: docs/ambiguous_commits.md.
+# So many others that leave an id have to be written before nobody can tell any more: docs/ambiguous_commits.md.
 OUTRUN_BY = 8
 
 
@@ -124,13 +124,13 @@ class _Saga:
 
     def outrun(self) -> Iterator[Operation]:
         """Yield what stayed unknown although it carries a version, where that is how it has to be."""
-        with_version = [one for one in self.operations.values() if one.asked.fenced]
-        for operation in with_version:
-            if operation.answer is Answer.UNKNOWN and operation.answered:
+        with_id = [one for one in self.operations.values() if one.asked.leaves_an_id]
+        for operation in with_id:
+            if operation.asked.fenced and operation.answer is Answer.UNKNOWN and operation.answered:
                 asked, told = operation.asked.at, operation.answered.at
                 others = [
                     one
-                    for one in with_version
+                    for one in with_id
                     if one is not operation
                     and one.asked.at < told
                     and (one.answered is None or one.answered.at > asked)

@@ -47,6 +47,11 @@ class Asked:
         return self.creates or self.context or self.status is not None
 
     @property
+    def leaves_an_id(self) -> bool:
+        """Whether the row will know it again, for a while: so do all runs, whoever commits them."""
+        return self.fenced or self.call.startswith("run")
+
+    @property
     def is_status_alone(self) -> bool:
         """Whether it changes the row without leaving its token there."""
         return self.status is not None and not (self.creates or self.context)
