@@ -246,6 +246,7 @@ ALLOWED = {
     "telemetry": {"telemetry", "inspection", "interface", "retention_model", "validation", "errors"},
     "cli": {
         "cli",
+        "shard_records",
         "adoption",
         "schema",
         "grants",

@@ -9,15 +9,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from alembic.util import CommandError
-from sqlalchemy.exc import SQLAlchemyError
-
-from saga_store.cli import adopt, grants, metrics, migrate, retention, saga, web
-from saga_store.cli.console import Console, UnprintableError, close, warn, write
+from saga_store.cli import adopt, grants, metrics, migrate, retention, saga, shards, web
+from saga_store.cli.carrying import carry_out
+from saga_store.cli.console import Console, close, write
 from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Verbs
-from saga_store.errors import SagaStoreError
-from saga_store.schema import MigrationLockError
 
 _URL = re.compile(r"postgres(?:ql)?[\w+]*:/|://[^/]*@")
 
@@ -41,6 +37,7 @@ REGISTERED = (
     retention.register,
     metrics.register,
     web.register,
+    shards.register,
 )
 
 
@@ -62,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(given, "run"):
             parser.print_help()
             return Exit.USAGE
-        return _run(given, Console(as_json=given.json))
+        return carry_out(given.run, given, Console(as_json=given.json))
     finally:
         close()
 
@@ -72,18 +69,6 @@ def _version() -> str:
         return version("saga-store")
     except PackageNotFoundError:
         return "of a checkout, not installed"
-
-
-def _run(given: argparse.Namespace, console: Console) -> int:
-    try:
-        return int(given.run(given, console))
-    except MigrationLockError as exc:
-        return console.fail(exc, Exit.LOCKED)
-    except (SagaStoreError, CommandError, SQLAlchemyError, UnprintableError) as exc:
-        return console.fail(exc, Exit.FAILED)
-    except KeyboardInterrupt:
-        warn("interrupted")
-        return Exit.INTERRUPTED
 
 
 def _refuse_stray_urls(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

@@ -36,6 +36,10 @@ class Verbs:
     def __init__(self, subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         self._subparsers = subparsers
 
+    def parser(self, name: str) -> argparse.ArgumentParser:
+        """Return that of a verb that was added, for more options."""
+        return self._subparsers.choices[name]
+
     def group(self, name: str, *, summary: str) -> "Verbs":
         """Add a noun, and return what its own verbs are added to."""
         parser = self._subparsers.add_parser(name, help=summary, description=summary)

@@ -1,0 +1,96 @@
+"""One command for all shards: in order, with a summary, and the exit code of the worst."""
+
+import json
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from saga_store import schema
+from saga_store.cli import main
+from saga_store.cli.exits import Exit
+from tests.databases import Database
+from tests.programs import psql
+
+
+@pytest.fixture(autouse=True)
+def database_url(empty_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database.url("psycopg"))
+
+
+def revisions(database: Database) -> list[str | None]:
+    return [schema.current(database.url("psycopg"), schema=f"saga_{number:02}") for number in range(3)]
+
+
+def test_a_shard_that_fails_leaves_the_others_done_and_again_completes_it(
+    empty_database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code is that of the worst, and the summary says which one failed."""
+    with psycopg.connect(empty_database.url(), autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA saga_01")
+        connection.execute("CREATE TABLE saga_01.saga_executions (id int)")
+        assert main(["upgrade", "--shards", "3", "--create-schema"]) == Exit.FAILED
+        err = capsys.readouterr().err
+        assert "2 of 3 shards done; shard 1: failed; the message says why; run it again" in err
+        head = schema.history()[-1].revision
+        assert revisions(empty_database) == [head, None, head]
+        assert main(["check", "--shards", "3", "--json"]) == Exit.BEHIND
+        told = json.loads(capsys.readouterr().out)
+        assert [shard["exit_code"] for shard in told["shards"]] == [0, Exit.BEHIND, 0]
+        assert (told["exit_code"], told["shards"][2]["schema"]) == (Exit.BEHIND, "saga_02")
+        connection.execute("DROP TABLE saga_01.saga_executions")
+    assert main(["upgrade", "--shards", "3"]) == Exit.DONE
+    assert revisions(empty_database) == [head] * 3
+    assert main(["check", "--shards", "3"]) == Exit.DONE
+    assert capsys.readouterr().err.count("3 of 3 shards done") == 2
+
+
+def test_a_file_says_where_each_is(
+    empty_database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that can't be reached fails, and the others are done; no password is shown."""
+    monkeypatch.delenv("DATABASE_URL")
+    path = tmp_path / "shards.toml"
+    nowhere = "postgresql+psycopg://me:secret@127.0.0.1:1/sagas"
+    path.write_text(f'[[shards]]\nurl = "{nowhere}"\n[[shards]]\nurl = "{empty_database.url("psycopg")}"\n')
+    assert main(["upgrade", "--shards", str(path)]) == Exit.FAILED
+    shown = capsys.readouterr()
+    assert "1 of 2 shards done; shard 0: failed" in shown.err
+    assert "secret" not in shown.out + shown.err
+    assert schema.check(empty_database.url("psycopg")).state is schema.State.CURRENT
+
+
+def test_on_paper_it_is_one_script(empty_database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sql", "--shards", "3", "--create-schema"]) == Exit.DONE
+    done = psql(empty_database, capsys.readouterr().out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert revisions(empty_database) == [schema.history()[-1].revision] * 3
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("", "must have 1 to 1000 tables"),
+        ("shards = []", "must have 1 to 1000 tables"),
+        ("[[shards]]", "must be a table with url, schema, or both"),
+        ("[[shards]]\nuri = 'x'", "must be a table with url, schema, or both"),
+        ("[[shards]]\nschema = 1", "url and schema must be strings"),
+        ("[[shards]]\nschema = 'pg_x'", "shard 0: schema must not be 'pg_x'"),
+        ("[[shards]]\nschema = 'a'\n[[shards]]\nschema = 'a'", "two shards have the same url and schema"),
+        ("[[shards", "is no number, and no TOML file that can be read"),
+    ],
+)
+def test_a_file_that_says_no_such_thing_is_wrong_usage(
+    tmp_path: Path, written: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "shards.toml"
+    path.write_text(written)
+    with pytest.raises(SystemExit) as left:
+        main(["check", "--shards", str(path)])
+    assert left.value.code == Exit.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_distribute_says_where_there_is_no_citus(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distribute", "--shards", "2"]) == Exit.FAILED
+    assert "there is no Citus in this database" in capsys.readouterr().err
