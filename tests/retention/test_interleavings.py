@@ -184,17 +184,17 @@ def raising(error: BaseException) -> Callable[[], Awaitable[None]]:
 
 @pytest.mark.usefixtures("world")
 class TestFailing:
-    @pytest.mark.parametrize("kind", ["before", "after"])
     @pytest.mark.parametrize(
-        "error",
+        ("kind", "error"),
         [
-            StorageUnavailableError("the server is down"),
-            UnknownOutcomeError(None),
-            OSError("no route"),
-            Killed(),
-            asyncio.CancelledError(),
+            ("before", StorageUnavailableError("the server is down")),
+            ("before", OSError("no route")),
+            ("after", UnknownOutcomeError(None)),
+            ("before", Killed()),
+            ("after", Killed()),
+            ("after", asyncio.CancelledError()),
         ],
-        ids=lambda error: type(error).__name__,
+        ids=lambda given: given if isinstance(given, str) else type(given).__name__,
     )
     async def test_every_step_may_fail(self, kind: str, error: BaseException) -> None:
         """Before it is done or after, by an error, a kill, a cancellation: nothing is lost, the next run goes on."""

@@ -6,7 +6,7 @@ import sys
 from tests.databases import Database
 from tests.wheel import ROOT
 
-KILLS = 8
+KILLS = 5
 
 
 def test_a_killed_archiver_loses_nothing(database: Database) -> None:
