@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import re
+import subprocess
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from saga_store import (
     SagaNotFoundError,
     SagaStatus,
     SagaStepStatus,
+    SchemaError,
     ShardingError,
     StorageUnavailableError,
     schema,
@@ -36,6 +38,7 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
 from saga_store.write import Claim, Outcome, Write
 from tests.databases import Database, Databases
+from tests.programs import client_programs, psql
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
 NOW = timedelta(0)
@@ -515,3 +518,42 @@ async def test_what_is_missing_is_missing_in_its_shard(caplog: pytest.LogCapture
     with pytest.raises(SagaNotFoundError):
         await storage.get_saga(uuid4())
     assert not caplog.records
+
+
+def dump_of(database: Database) -> str:
+    """Return the schema with its rows, as the page has it dumped."""
+    line = [str(client_programs() / "pg_dump"), "--schema=public", "--no-owner", "-d", database.url()]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+
+async def test_a_shard_moves_by_dump_and_restore(
+    databases: Databases, template: Database, empty_database: Database
+) -> None:
+    """As the page tells: its sagas pause, nothing is lost, its sequence goes on, and old and new aren't both taken."""
+    async with AsyncExitStack() as stack:
+        places = [stack.enter_context(databases.clone(template)) for _ in range(2)]
+        first, old, new = engines = [create_async_engine(place.url("psycopg")) for place in (*places, empty_database)]
+        for engine in engines:
+            stack.push_async_callback(engine.dispose)
+        before = ShardedSagaStorage([SqlAlchemySagaStorage(engine, retry_for=NOW) for engine in (first, old)])
+        ids = await fill(before)
+        for saga_id in itertools.chain.from_iterable(ids):
+            await before.log_step(saga_id, "pay", "act", SagaStepStatus.STARTED)
+        stayed = [(await before.get_saga(saga_id), await before.get_step_history(saga_id)) for saga_id in ids[1]]
+        with psycopg.connect(places[1].url(), autocommit=True) as connection:
+            connection.execute("ALTER SCHEMA public RENAME TO moved")
+        with pytest.raises(SchemaError):
+            await before.update_context(ids[1][0], {"n": 1})
+        with psycopg.connect(places[1].url(), autocommit=True) as connection:
+            connection.execute("ALTER SCHEMA moved RENAME TO public")
+        done = await asyncio.to_thread(psql, empty_database, "DROP SCHEMA public;\n" + dump_of(places[1]))
+        assert done.returncode == 0, done.stderr
+
+        after = ShardedSagaStorage([SqlAlchemySagaStorage(engine) for engine in (first, new)])
+        moved = [(await after.get_saga(saga_id), await after.get_step_history(saga_id)) for saga_id in ids[1]]
+        assert moved == stayed
+        await after.log_step(ids[1][0], "pay", "act", SagaStepStatus.COMPLETED)
+        assert len(await after.get_step_history(ids[1][0])) == 2
+        both = ShardedSagaStorage([SqlAlchemySagaStorage(engine) for engine in (old, new)])
+        with pytest.raises(ShardingError, match="one is a copy of the other"):
+            await both.find_sagas()
