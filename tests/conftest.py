@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
@@ -28,6 +29,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Start the server before the header is printed; a run without one fails, it never skips."""
     if session.config.option.collectonly:
         return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So it is for whatever a shell runs in the background, and would be for all that the tests start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     stack = ExitStack()
     session.config.add_cleanup(stack.close)
     choice = os.environ.get("SAGA_STORE_TEST_PG") or "auto"

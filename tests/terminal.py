@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -103,9 +102,8 @@ class Terminal:
 
 
 def _be_at_a_terminal() -> None:
-    """Let Ctrl-C there interrupt the process, whatever the tests themselves were started with."""
+    """Let Ctrl-C there interrupt the process."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def shown(*command: str, columns: int, **environment: str) -> tuple[int, Terminal]:

@@ -94,8 +94,6 @@ def process(database: Database, *arguments: str) -> "Iterator[subprocess.Popen[s
         stdout=pipe,
         stderr=pipe,
         text=True,
-        # Ctrl-C means it, whatever the tests themselves were started with.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no threads here
     ) as running:
         try:
             yield running

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 
 import psycopg
 import pytest
@@ -64,16 +63,7 @@ def until_waiting(watcher: psycopg.Connection, what: str, command: "subprocess.P
 def upgrading(database: Database, driver: str) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-m", "saga_store", "upgrade", "--lock-wait", "60"]
     environment = {**os.environ, "DATABASE_URL": f"{database.url(driver)}?application_name=deploy"}
-    # Where the tests themselves run in the background, children inherit that it is ignored.
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        command,
-        env=environment,
-        text=True,
-        stdout=-1,
-        stderr=-1,
-        preexec_fn=heeds,  # noqa: PLW1509 - it takes no lock
-    ) as process:
+    with subprocess.Popen(command, env=environment, text=True, stdout=-1, stderr=-1) as process:
         try:
             yield process
         finally:
