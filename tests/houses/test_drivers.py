@@ -174,9 +174,7 @@ class TestColumnsThatChange:
         storage = SqlAlchemySagaStorage(engine)
         for _ in range(8):
             await live_through(storage)
-        admin.execute(
-            "ALTER TABLE saga_executions ALTER COLUMN version TYPE bigint, ADD COLUMN seen_at timestamptz"
-        )
+        admin.execute("ALTER TABLE saga_executions ALTER COLUMN version TYPE bigint, ADD COLUMN seen_at timestamptz")
         admin.execute("ALTER TABLE saga_executions ALTER COLUMN lease_owner TYPE varchar(300)")
         admin.execute("ALTER TABLE saga_logs ALTER COLUMN step_name TYPE text, ADD COLUMN note text")
         for _ in range(3):

@@ -277,11 +277,12 @@ class TestNamingConventions:
                 rename = SQL("ALTER TABLE {} RENAME CONSTRAINT {} TO {}")
                 admin.execute(rename.format(Identifier(table), Identifier(name), Identifier(f"ck_{table}_{name}")))
             admin.execute("ALTER INDEX ix_saga_logs_saga_id RENAME TO x_saga_logs_ix_saga_logs_saga_id")
-            before = admin.execute(self.IDENTITIES.encode()).fetchall()
+            before = set(admin.execute(self.IDENTITIES.encode()).fetchall())
             assert len(found) == 6
             if driver == "paper":
                 on_paper(schema.sql("saga_store_0003", "head"), empty_database)
             else:
                 schema.upgrade(url)
             assert schema.check(url).state is schema.State.CURRENT
-            assert admin.execute(self.IDENTITIES.encode()).fetchall() == before
+            # Later revisions add some.
+            assert before <= set(admin.execute(self.IDENTITIES.encode()).fetchall())
