@@ -474,6 +474,8 @@ _INVISIBLE = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180e\u180f\u2800\u3164\uffa0"
     + "".join(map(chr, range(0xFE00, 0xFE10)))
     + "".join(map(chr, range(0xE0100, 0xE01F0)))
+    # Colours of a skin, which change what stands before them, and are told to be of any width.
+    + "".join(map(chr, range(0x1F3FB, 0x1F400)))
 )
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\x1b": r"\e"}
 # Control, format (the bidi ones among them), surrogate, private, unassigned, and blanks of every kind.

@@ -119,6 +119,10 @@ def shown(text: str, kind: str = "", *, indent: int = 0) -> list[Line]:
     return [line(cell(each, kind), indent=indent) for each in text.split("\n")]
 
 
+# Vowels and finals of Korean syllables, which are one with what stands before them.
+_JOINED = frozenset(map(chr, [*range(0x1160, 0x1200), *range(0xD7B0, 0xD7FC)]))
+
+
 def width(text: str) -> int:
     """Return how many columns of a terminal the text takes."""
     if text.isascii():
@@ -127,7 +131,7 @@ def width(text: str) -> int:
 
 
 def _width(character: str) -> int:
-    if unicodedata.category(character) in {"Mn", "Me"}:
+    if unicodedata.category(character) in {"Mn", "Me", "Mc"} or character in _JOINED:
         return 0
     return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
 
