@@ -234,6 +234,7 @@ class TestLostAnswers:
             of_scene(scene, recording, retry_for=retry_for).proxy.cut = Cut.BEFORE_ANSWER
             with pytest.raises(UnknownOutcomeError):
                 await scene.storage.update_status(scene.saga_id, SagaStatus.RUNNING)
+            await scene.storage.get_saga(scene.saga_id)  # on a new connection, which isn't what is to be cut
             scene.proxy.cut = Cut.BEFORE_ANSWER
             with pytest.raises(UnknownOutcomeError):
                 await scene.storage.claim_sagas(owner="me", lease=HOUR, limit=1, stale_after=timedelta(0))
