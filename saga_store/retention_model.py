@@ -154,6 +154,23 @@ class SagaReading(abc.ABC):
     def entries(self) -> AsyncIterator[Sequence[SagaLogEntry]]:
         """Yield the history in order, in batches of at most 1000 entries."""
 
+    async def whole(self) -> SagaRecord:
+        """Read all of it into memory."""
+        context = "".join([piece async for piece in self.context()])
+        entries = [entry async for batch in self.entries() for entry in batch]
+        head = self.head
+        return SagaRecord(
+            head.mark.id,
+            head.name,
+            head.status,
+            context,
+            head.mark.version,
+            head.recovery_attempts,
+            head.created_at,
+            head.updated_at,
+            entries,
+        )
+
 
 class Restored(StrEnum):
     """What came of a record that was to be restored."""

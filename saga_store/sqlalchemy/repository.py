@@ -4,6 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -27,7 +28,7 @@ from saga_store.inspection import (
     SagaSummary,
 )
 from saga_store.joining import Part
-from saga_store.model import Context, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
+from saga_store.model import Context, SagaExecution, SagaLogEntry, SagaStatus
 from saga_store.shard_records import ShardRecord, ShardState
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, PoolTarget, Target, make_bind
 from saga_store.sqlalchemy.execution import Executor, News
@@ -50,6 +51,7 @@ from saga_store.sqlalchemy.read_sql import (
     STATE,
 )
 from saga_store.sqlalchemy.retention import KeepingStorage
+from saga_store.sqlalchemy.retention_reading import as_entry
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.views import Views
 from saga_store.sqlalchemy.wire import Parameters, Rows, read_moment, read_text
@@ -60,7 +62,6 @@ from saga_store.telemetry import Telemetry
 from saga_store.validation import (
     DEFAULT_MAX_CONTEXT_BYTES,
     decode_context,
-    valid_action,
     valid_max_context_bytes,
     valid_period,
     valid_schema,
@@ -250,7 +251,7 @@ class SqlAlchemySagaStorage(KeepingStorage):
             raise SagaNotFoundError(saga_id)
         await self._check_here(saga_id, rows[0][-1])
         # A saga without such entries comes as one row of NULLs.
-        return [_log_entry(saga_id, *entry) for *entry, _ in rows if entry[0] is not None]
+        return [_log_entry(saga_id, entry) for *entry, _ in rows if entry[0] is not None]
 
     async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
         rows = await self._execute(HOLDS, {"saga_id": saga_id, "owner": owner, "version": version})
@@ -380,25 +381,9 @@ def _read_context(sent: bytes) -> Context:
     return context
 
 
-def _log_entry(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statement
-    saga_id: UUID,
-    entry_id: int,
-    step_name: bytes,
-    action: bytes,
-    status: bytes,
-    details: bytes | None,
-    created_at: bytes,
-) -> SagaLogEntry:
-    with _read(saga_id, f"entry {entry_id} of its history: "):
-        return SagaLogEntry(
-            entry_id,
-            saga_id,
-            read_text(step_name),
-            valid_action(read_text(action)),
-            SagaStepStatus(read_text(status)),
-            None if details is None else read_text(details),
-            read_moment(created_at),
-        )
+def _log_entry(saga_id: UUID, row: Sequence[Any]) -> SagaLogEntry:
+    with _read(saga_id, f"entry {row[0]} of its history: "):
+        return as_entry(saga_id, *row)
 
 
 @contextmanager

@@ -115,21 +115,7 @@ async def _is_same(transaction: Transaction, record: SagaRecord, entries: int, s
         timedelta(),
     )
     async for reading in read_sagas(transaction.execute, [asked]):
-        context = "".join([piece async for piece in reading.context()])
-        history = [entry async for batch in reading.entries() for entry in batch]
-        head = reading.head
-        stored = SagaRecord(
-            head.mark.id,
-            head.name,
-            head.status,
-            context,
-            head.mark.version,
-            head.recovery_attempts,
-            head.created_at,
-            head.updated_at,
-            history,
-        )
-        return same_content(record, stored)
+        return same_content(record, await reading.whole())
     return False
 
 

@@ -89,26 +89,8 @@ async def expired(storage: RetentiveStorage, name: str) -> list[ExpiredSaga]:
 
 async def read(storage: RetentiveStorage, sagas: Sequence[ExpiredSaga]) -> list[SagaRecord]:
     """Return the records of sagas."""
-    records = []
     async with storage.snapshot() as snapshot:
-        async for reading in snapshot.read(sagas):
-            context = "".join([piece async for piece in reading.context()])
-            entries = [entry async for batch in reading.entries() for entry in batch]
-            head = reading.head
-            records.append(
-                SagaRecord(
-                    head.mark.id,
-                    head.name,
-                    head.status,
-                    context,
-                    head.mark.version,
-                    head.recovery_attempts,
-                    head.created_at,
-                    head.updated_at,
-                    entries,
-                )
-            )
-    return records
+        return [await reading.whole() async for reading in snapshot.read(sagas)]
 
 
 async def verified(storage: RetentiveStorage, uri: str | None = _URI) -> SagaArchive:
