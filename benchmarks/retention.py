@@ -186,24 +186,24 @@ async def in_a_process(name: str, url: str, folder: Path) -> dict[str, Any]:
 
 def fill(url: str, sagas: int, each: int, folder: Path | None = None) -> None:
     """Fill the tables with sagas that are old enough to go; and write down their marks."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SET synchronous_commit = off")
-        connection.execute("SET session_replication_role = replica")
-        connection.execute(SQL(FILL).format(context=Literal(json.dumps(new_order())), sagas=Literal(sagas)))
-        connection.execute(SQL(ENTRIES).format(each=Literal(each)))
-        connection.execute("VACUUM (ANALYZE) saga_executions, saga_logs")
-        if folder is not None:
+    _fill(url, FILL, ENTRIES, sagas, each)
+    if folder is not None:
+        with psycopg.connect(url, autocommit=True) as connection:
             marks = connection.execute(MARKS).fetchall()
-            (folder / "marks.json").write_text(json.dumps([[str(saga), *mark] for saga, *mark in marks]))
+        (folder / "marks.json").write_text(json.dumps([[str(saga), *mark] for saga, *mark in marks]))
 
 
 def fill_standing(url: str, sagas: int, each: int) -> None:
     """Fill the tables with finished sagas that stay."""
+    _fill(url, STANDING, STANDING_ENTRIES, sagas, each)
+
+
+def _fill(url: str, rows: LiteralString, entries: LiteralString, sagas: int, each: int) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SET synchronous_commit = off")
         connection.execute("SET session_replication_role = replica")
-        connection.execute(SQL(STANDING).format(context=Literal(json.dumps(new_order())), sagas=Literal(sagas)))
-        connection.execute(SQL(STANDING_ENTRIES).format(each=Literal(each)))
+        connection.execute(SQL(rows).format(context=Literal(json.dumps(new_order())), sagas=Literal(sagas)))
+        connection.execute(SQL(entries).format(each=Literal(each)))
         connection.execute("VACUUM (ANALYZE) saga_executions, saga_logs")
 
 
