@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from saga_store.cli.verbs import Run, Verbs, duration
 from saga_store.errors import ArchiverBusyError, InvalidSagaDataError
 from saga_store.retention import ArchiveError, RetentionPolicy
 from saga_store.retention.archiving import default_by
-from saga_store.retention.removing import purge
+from saga_store.retention.removing import forget_stubs, purge
 from saga_store.retention.threads import in_thread
 from saga_store.retention_model import KEPT_AFTER_RESTORE, ArchiveState
 from saga_store.schema.connections import opened
@@ -26,7 +27,6 @@ from saga_store.schema.settings import Progress
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 
 _FOR_EVER = "ever"
-_FORGOTTEN_AT_ONCE = 1000
 _Work = Callable[[argparse.Namespace, Console, "_Stop"], Awaitable[Exit]]
 
 
@@ -42,6 +42,9 @@ def register(verbs: Verbs) -> None:
         "--to", metavar="URI", required=True, help="where to: /folder, s3://bucket/folder, gs://..., as fsspec has it"
     )
     add_policy(archive)
+    archive.add_argument(
+        "--forget-after", type=duration, help="delete what is left of sagas that were archived this long ago: 730d"
+    )
     archive.add_argument("--dry-run", action="store_true", help="say what would be archived, and do nothing")
     archive.add_argument("--max-seconds", type=float, metavar="N", help="begin nothing new after this time")
     archive.add_argument("--max-sagas", type=int, metavar="N", help="archive at most this many")
@@ -193,7 +196,7 @@ async def _storage(given: argparse.Namespace) -> AsyncIterator[SqlAlchemySagaSto
 
 
 async def _archive(given: argparse.Namespace, console: Console, stop: _Stop) -> Exit:
-    policy = policy_of(given)
+    policy = replace(policy_of(given), forget_after=given.forget_after)
     target = retention.Target(given.to)
     async with _storage(given) as storage:
         report = await retention.archive(
@@ -255,15 +258,18 @@ async def _restore(given: argparse.Namespace, console: Console, _: _Stop) -> Exi
 
 
 async def _forget(given: argparse.Namespace, console: Console, stop: _Stop) -> Exit:
-    forgotten, more = 0, True
+    forgotten = 0
+
+    def told(count: int) -> None:
+        nonlocal forgotten
+        forgotten = count
+        console.report(Progress("forget", forgotten))
+
     async with _storage(given) as storage:
-        while more and not stop():
-            deleted = await storage.forget_stubs(older_than=given.older_than, limit=_FORGOTTEN_AT_ONCE)
-            forgotten += deleted
-            more = deleted > 0
-            console.report(Progress("forget", forgotten, finished=not more))
-    rest = "; there are more" if more else ""
-    console.result(f"forgot {forgotten:,} archived sagas{rest}", forgotten=forgotten, is_complete=not more)
+        is_complete = await forget_stubs(storage, given.older_than, stop, told)
+    console.report(Progress("forget", forgotten, finished=True))
+    rest = "" if is_complete else "; there are more"
+    console.result(f"forgot {forgotten:,} archived sagas{rest}", forgotten=forgotten, is_complete=is_complete)
     return Exit.DONE
 
 

@@ -51,6 +51,8 @@ def archived_as_text(report: ArchiveReport) -> str:
             lines.append(f"  and {len(report.archives) - _MOST_NAMED} more: saga-store archives lists them")
         if stayed := report.sagas - report.removed:
             lines.append(f"{stayed:,} stayed: changed meanwhile, held or locked, or left for the next run")
+    if report.forgotten:
+        lines.append(f"{report.forgotten:,} stubs were old enough, and forgotten")
     if report.unreadable:
         named = ", ".join(map(str, report.unreadable[:_MOST_NAMED]))
         lines.append(f"{len(report.unreadable)} can't be read and stayed: {named}")

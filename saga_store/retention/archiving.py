@@ -27,15 +27,15 @@ from saga_store.retention.manifest import (
     object_path,
     parquet_paths,
 )
+from saga_store.retention.policy import RetentionPolicy
 from saga_store.retention.reading import Place, as_storage, check_archive, read_manifest
-from saga_store.retention.removing import make_stubs
+from saga_store.retention.removing import forget_stubs, make_stubs
 from saga_store.retention.target import Target, Writing, temporary
 from saga_store.retention.threads import in_thread
 from saga_store.retention_model import (
     ArchiveState,
     ArchivingTurn,
     ExpiredPage,
-    Retention,
     SagaArchive,
 )
 
@@ -69,11 +69,13 @@ class ArchiveReport:
         bytes: How big the archives are; of a dry run, how big contexts and details are.
         removed: How many sagas became stubs. The others had changed meanwhile, were held or locked; they go another
             time.
+        forgotten: How many stubs were deleted, since the policy forgets them after their time.
         archives: The ledger's lines.
         expired: Of a dry run, how many sagas would go, by name and status.
         unreadable: Sagas that weren't archived, since their rows can't be read.
         left: Archives at other targets that were verified, and whose sagas weren't removed yet.
-        is_complete: Whether nothing is left that the policy lets go; False if the run was stopped or had a limit.
+        is_complete: Whether nothing is left that the policy lets go or forgets; False if the run was stopped or had a
+            limit.
         seconds: How long it took.
     """
 
@@ -82,6 +84,7 @@ class ArchiveReport:
     entries: int = 0
     bytes: int = 0
     removed: int = 0
+    forgotten: int = 0
     archives: list[SagaArchive] = field(default_factory=list)
     expired: Counter[tuple[str, str]] = field(default_factory=Counter)
     unreadable: list[UUID] = field(default_factory=list)
@@ -93,7 +96,7 @@ class ArchiveReport:
 async def archive(  # noqa: PLR0913 - what, where to, and when to stop; all with defaults
     storage: object,
     target: Place,
-    policy: Retention,
+    policy: RetentionPolicy,
     *,
     max_sagas: int | None = None,
     max_seconds: float | None = None,
@@ -113,7 +116,7 @@ async def archive(  # noqa: PLR0913 - what, where to, and when to stop; all with
     Args:
         storage: A storage that commits its own calls, or an ``AsyncEngine``.
         target: Where archives go: a URI that fsspec knows, or a ``Target``.
-        policy: How long sagas are kept.
+        policy: How long sagas are kept; with ``forget_after``, how long stubs are, too.
         max_sagas: Archive at most this many.
         max_seconds: Begin nothing new after this time.
         dry_run: Only say what would be archived.
@@ -175,7 +178,7 @@ class _Run:
         self,
         storage: IRetentionStorage,
         target: Target,
-        policy: Retention,
+        policy: RetentionPolicy,
         limits: _Limits,
         by: str,
         compression: str,
@@ -219,7 +222,7 @@ class _Run:
             for start in [begins, None] if begins else [None]:
                 if not await self._walk(start, turn):
                     return
-            self.done.is_complete = True
+            self.done.is_complete = await self._forget()
 
     async def _walk(self, after: str | None, turn: ArchivingTurn) -> bool:
         """Archive from there to the end; False if there is no time, or no room, for the rest."""
@@ -298,6 +301,17 @@ class _Run:
         self.done.entries += row.entries
         self.done.bytes += row.bytes
         self.done.archives.append(row)
+
+    async def _forget(self) -> bool:
+        """Delete the stubs whose time is over; False if there was no time for all."""
+        if self._policy.forget_after is None:
+            return True
+
+        def told(forgotten: int) -> None:
+            self.done.forgotten = forgotten
+            self._tell("forgetting")
+
+        return await forget_stubs(self._storage, self._policy.forget_after, self._limits.are_reached, told)
 
     async def _clear_away(self) -> None:
         """Give up what was being written when its archiver died, and remove what is there of it."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 from saga_store.errors import UnknownOutcomeError
@@ -13,6 +14,7 @@ from saga_store.retention_model import MOST_MARKS, Retention, SagaMark
 _MOST_ROWS, _FEWEST_ROWS = 10_000, 200
 _SLOW_SECONDS, _QUICK_SECONDS = 0.5, 0.2
 _REPEATS = 3
+_FORGOTTEN_AT_ONCE = 1000
 
 
 async def make_stubs(
@@ -100,3 +102,17 @@ async def purge(
             if after is None:
                 break
     return removed
+
+
+async def forget_stubs(
+    storage: IRetentionStorage, older_than: timedelta, should_stop: Callable[[], bool], told: Callable[[int], None]
+) -> bool:
+    """Delete the stubs that are older, a thousand at a time; ``told`` how many are gone. False if it was stopped."""
+    forgotten = 0
+    while not should_stop():
+        gone = await storage.forget_stubs(older_than=older_than, limit=_FORGOTTEN_AT_ONCE)
+        forgotten += gone
+        told(forgotten)
+        if not gone:
+            return True
+    return False

@@ -111,6 +111,21 @@ class TestArchive:
         # Restored sagas are held for a while.
         assert (await archive(storage, target, ALL)).sagas == 0
 
+    async def test_stubs_are_forgotten_after_their_time(self, storage: SagaStorage, target: Target) -> None:
+        """By the run that archives, once it has archived what is due; and not before."""
+        ids = await make_finished(storage, 5)
+        kept = await archive(storage, target, replace(ALL, forget_after=DAY))
+        assert (kept.removed, kept.forgotten, kept.is_complete) == (5, 0, True)
+        assert await storage.find_stub(ids[0]) is not None
+
+        more = await make_finished(storage, 3)
+        gone = await archive(storage, target, replace(ALL, forget_after=timedelta(0)), max_sagas=3)
+        assert (gone.removed, gone.forgotten, gone.is_complete) == (3, 0, False)
+        gone = await archive(storage, target, replace(ALL, forget_after=timedelta(0)))
+        assert (gone.removed, gone.forgotten, gone.is_complete) == (0, 8, True)
+        assert [await storage.find_stub(saga_id) for saga_id in ids + more] == [None] * 8
+        assert not (await verify(target, storage)).problems
+
     async def test_an_engine_is_as_good_as_a_storage(
         self, make_engine: Callable[..., AsyncEngine], target: Target
     ) -> None:

@@ -151,6 +151,12 @@ class TestRound:
 
         on(database, lambda storage: storage.create_saga(ids[0], "order", {}))
 
+    def test_archive_forgets_them_too(self, command: Command, ids: list[UUID], tmp_path: Path) -> None:
+        to = ("archive", "--to", str(tmp_path), *EVERYTHING)
+        assert facts(command, *to, "--forget-after", "1d")["forgotten"] == 0
+        assert facts(command, *to, "--forget-after", "0")["forgotten"] == len(ids)
+        assert facts(command, "forget", "--older-than", "0")["forgotten"] == 0
+
     def test_without_a_database_the_files_are_verified(
         self, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
