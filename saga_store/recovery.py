@@ -44,10 +44,15 @@ class _Attempt:
 
     saga: SagaExecution
     run: SagaRun
+    was_claimed: bool
     task: "asyncio.Task[None] | None" = None
     has_begun: bool = False
     is_lost: bool = False
     is_released: bool = False
+
+    @property
+    def is_at_work(self) -> bool:
+        return self.task is not None and not self.task.done() and not self.task.get_loop().is_closed()
 
     def lose(self) -> None:
         """End it: somebody else has got the lease."""
@@ -58,7 +63,8 @@ class _Attempt:
     def release(self) -> None:
         """End it, and let it not count."""
         self.is_released = True
-        self.run._attempts_on_release = self.saga.recovery_attempts - 1  # noqa: SLF001 - the worker's part of a run
+        if self.was_claimed:
+            self.run._attempts_on_release = self.saga.recovery_attempts - 1  # noqa: SLF001 - the worker's part of a run
         if self.task and self.has_begun:  # otherwise it would never come to give anything back
             self.task.cancel()
 
@@ -172,6 +178,33 @@ class RecoveryWorker:
         """Claim nothing more; ``run()`` returns when the sagas at work are finished or, after ``grace``, released."""
         self._stopping.set()
 
+    async def take(self, saga_id: UUID) -> bool:
+        """Begin to work on a saga at once, such as one that has just been created, while ``run()`` goes on.
+
+        It is worked on in the background as if it had been claimed, but no attempt is counted: its lease is held, its
+        outcome logged, and ``stop()`` waits for it. So a service needs no tasks of its own for what it begins.
+
+        Returns:
+            Whether this began. False if ``concurrency`` sagas are at work, this process works on that one already, it
+            is finished, or ``stop()`` was called: unfinished, it waits until a worker claims it.
+
+        Raises:
+            SagaNotFoundError: No saga has this id.
+            InvalidSagaDataError: The id is no UUID, or there is no handler for the saga's name.
+        """
+        saga = await self._storage.get_saga(saga_id)
+        if saga.name not in self._handlers:
+            raise InvalidSagaDataError(
+                "saga_id",
+                f"must be of a saga that there is a handler for: {', '.join(self._handlers)}, not {saga.name!r}",
+            )
+        is_full = len(self._at_work) >= self._concurrency
+        other = _all_at_work.get(saga_id)
+        if is_full or self._stopping.is_set() or (other and other.is_at_work) or saga.status not in UNFINISHED:
+            return False
+        self._begin(saga, was_claimed=False)
+        return True
+
     async def poll(self) -> int:
         """Claim once, work on what was claimed until it is done, and return how many sagas that were.
 
@@ -208,13 +241,13 @@ class RecoveryWorker:
                     break  # other names would fare no better
                 continue
             for saga in claimed:
-                self._begin(saga)
+                self._begin(saga, was_claimed=True)
             started += len(claimed)
         return started
 
-    def _begin(self, saga: SagaExecution) -> None:
+    def _begin(self, saga: SagaExecution, *, was_claimed: bool) -> None:
         run = self._storage.run(saga.id, owner=self.owner, lease=self._lease, renew=True, write_ahead=self._write_ahead)
-        attempt = _Attempt(saga, run)
+        attempt = _Attempt(saga, run, was_claimed)
         run._on_lost = attempt.lose  # noqa: SLF001 - the worker's part of a run
         other = _all_at_work.get(saga.id)
         if other and other.lose_elsewhere():

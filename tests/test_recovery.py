@@ -59,6 +59,7 @@ from saga_store import (
     MemorySession,
     SagaConcurrencyError,
     SagaExecution,
+    SagaNotFoundError,
     SagaRun,
     SagaStatus,
     SagaStepStatus,
@@ -297,6 +298,67 @@ class TestWorker:
         await worker.run()
         assert (await storage.get_saga(saga_id)).lease_owner is None
         assert re.search(rf"owner=\S+ saga_id={saga_id} saga_name=order attempt=1 outcome=released", caplog.text)
+
+    async def test_a_saga_is_taken_at_once(self, storage: MemorySagaStorage, caplog: pytest.LogCaptureFixture) -> None:
+        """It is worked on under the worker's lease, without a claim and an attempt; its outcome is logged."""
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        owners = []
+
+        async def recover(run: SagaRun) -> None:
+            owners.append((await storage.get_saga(run.saga_id)).lease_owner)
+            worker.stop()
+            await one_turn()
+            await finish(run)
+
+        worker = RecoveryWorker(storage, {"order": recover}, stale_after=HOUR)
+        caplog.set_level("INFO", "saga_store.recovery")
+        assert await worker.take(saga_id)
+        assert not await worker.take(saga_id)  # it is at it already
+        await worker.run()  # stopped by the handler, it waits for it
+        saga = await storage.get_saga(saga_id)
+        assert (saga.status, saga.recovery_attempts, owners) == (SagaStatus.COMPLETED, 0, [worker.owner])
+        assert [record.outcome for record in of_worker(caplog)] == ["recovered"]
+        assert not await worker.take(saga_id)
+
+    async def test_there_has_to_be_room_for_what_is_taken(self, storage: MemorySagaStorage) -> None:
+        """With ``concurrency`` sagas at work, or once it is stopped, a worker takes none; they wait to be claimed."""
+        first, second = uuid4(), uuid4()
+        for saga_id in (first, second):
+            await storage.create_saga(saga_id, "order", {})
+        worker = RecoveryWorker(storage, {"order": hang}, concurrency=1, stale_after=HOUR, grace=NOW)
+        running = asyncio.create_task(worker.run())
+        assert await worker.take(first)
+        assert not await worker.take(second)
+        worker.stop()
+        await running
+        assert not await worker.take(second)
+        for saga_id in (first, second):
+            saga = await storage.get_saga(saga_id)
+            assert (saga.status, saga.recovery_attempts, saga.lease_owner) == (SagaStatus.PENDING, 0, None)
+
+    async def test_what_somebody_else_holds_isnt_taken(
+        self, storage: MemorySagaStorage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its holder goes on, and the worker logs that it was lost."""
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        worker = RecoveryWorker(storage, {"order": finish}, stale_after=HOUR)
+        async with storage.run(saga_id, owner="somebody else", lease=HOUR):
+            assert await worker.take(saga_id)
+            await worker.poll()
+            assert (await storage.get_saga(saga_id)).status is SagaStatus.PENDING
+        assert [record.outcome for record in of_worker(caplog)] == ["lost"]
+
+    async def test_what_cant_be_taken(self, storage: MemorySagaStorage) -> None:
+        """Neither a saga that isn't there, nor one that no handler is for."""
+        worker = RecoveryWorker(storage, {"order": finish})
+        saga_id = uuid4()
+        with pytest.raises(SagaNotFoundError):
+            await worker.take(saga_id)
+        await storage.create_saga(saga_id, "refund", {})
+        with pytest.raises(InvalidSagaDataError, match="a handler for: order, not 'refund'"):
+            await worker.take(saga_id)
 
     async def test_only_handled_names_are_claimed(self, storage: MemorySagaStorage) -> None:
         """Each saga goes to the handler of its name; one that has none is left alone."""
