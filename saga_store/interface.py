@@ -22,6 +22,22 @@ What holds for every method:
   context that is no dict, has a key that is no string, NaN, an infinity, or a value that wouldn't come back
   equal from JSON, or that is nested more than 500 levels deep; an unknown status or action.
 
+What the statuses mean. A storage takes any of them after any other. Whoever sees sagas through, an engine or code of
+one's own, keeps to this; whoever reads them, a recovery, a view or a person, relies on it:
+
+- **A saga's status says which way it goes, its history how far it has got.** It is PENDING until its first step begins,
+  RUNNING on its way forward, and COMPENSATING on its way back, from which it doesn't turn round. That it turns back is
+  one write with the end of the step that made it.
+- **It ends as COMPLETED** when all its steps are done, **and as FAILED** when what was done is undone, or a person has
+  given it up. Nobody claims either again: a saga of which something can't be undone yet stays COMPENSATING.
+- **A step is STARTED**, in a write of its own before it does anything, **and then ends**. An ``act`` ends as COMPLETED,
+  or as FAILED: it has done nothing, and won't. A ``compensate`` ends as COMPENSATED, or as FAILED: it isn't undone.
+  (python-cqrs's engine writes COMPLETED for both; a reader takes either.)
+- **The last entry of a step's ``act`` counts, and that of its ``compensate``.** If it is STARTED, the step is in doubt.
+  On the way forward it is found out how it ended, or it is repeated under the same key; on the way back it is undone
+  like one that is done, for it may have been. What raised an error that doesn't say that nothing was done is in doubt,
+  too. An ``act`` that is COMPENSATED, since a person has undone and settled it, isn't done.
+
 Any method may raise ``StorageUnavailableError`` and ``SchemaError``; any write ``UnknownOutcomeError``. Who asks for a
 saga whose row can't be read, since something else than this package wrote it, gets ``SagaUnreadableError``; lists and
 claims leave such a saga out, and log its id as a warning.
