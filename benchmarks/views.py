@@ -23,6 +23,7 @@ from psycopg.sql import SQL, Identifier, Literal
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.__main__ import FOLDER, say
+from benchmarks.filling import filling
 from benchmarks.machine import machine
 from benchmarks.report import markdown
 from saga_store import SagaStatus, schema
@@ -74,12 +75,6 @@ BREAK_DOWN: LiteralString = """
     UPDATE saga_executions
     SET status = 'RUNNING'
     WHERE id IN (SELECT id FROM saga_executions ORDER BY created_at DESC LIMIT {outage})
-"""
-# A full table's indexes are built in a fraction of the time that rows take to fill them.
-INDEXES: LiteralString = """
-    SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid)
-    FROM pg_index
-    WHERE indrelid IN ('saga_executions'::regclass, 'saga_logs'::regclass) AND NOT indisprimary
 """
 
 View: TypeAlias = Callable[[SqlAlchemySagaStorage], Awaitable[object]]
@@ -210,18 +205,10 @@ def fill(url: str, sagas: int) -> None:
     """Make the tables, and fill them."""
     schema.upgrade(url)
     sizes = {"sagas": sagas, "unfinished": max(sagas // UNFINISHED, 2), "failed": max(sagas // FAILED, 2)}
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SET maintenance_work_mem = '1GB'")
-        connection.execute("SET session_replication_role = replica")  # each entry has its saga
-        indexes = connection.execute(INDEXES).fetchall()
-        for name, _ in indexes:
-            connection.execute(SQL("DROP INDEX {}").format(SQL(name)))
+    with filling(url) as connection:
         connection.execute(SQL(SAGAS).format(**{name: Literal(size) for name, size in sizes.items()}))
         connection.execute(LOGS)
-        for _, definition in indexes:
-            connection.execute(definition.encode())
         connection.execute(INTERVENTIONS)
-        connection.execute("VACUUM ANALYZE")
 
 
 def break_down(url: str, outage: int) -> None:
