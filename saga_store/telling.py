@@ -330,8 +330,13 @@ class Advice:
 def advice(
     saga: SagaSummary, attempts: Iterable[StepAttempt], *, options: Mapping[str, str] | None = None
 ) -> list[Advice]:
-    """Return what may be done about a saga by ``saga-store saga``; ``options`` stand in each command."""
+    """Return what may be done about a saga by ``saga-store``; ``options`` stand in each command."""
     given = [part for pair in (options or {}).items() for part in pair]
+    if saga.archived_at is not None:
+        return [
+            Advice(when, shlex.join(["saga-store", verb, str(saga.id), *given]))
+            for when, verb in (("It is to be read as a whole", "archived"), ("It has to be here again", "restore"))
+        ]
 
     def command(verb: str, when: str, *more: str) -> Advice:
         reason = when[0].lower() + when[1:]

@@ -241,8 +241,17 @@ ALLOWED = {
     "schema": {"schema", "sqlalchemy", "grants", "errors"},
     "adoption": {"adoption", "schema", "migrations", "sqlalchemy", "model"},
     # The command is on top of all else, and nothing imports it.
-    "retention": {"retention", "retention_model", "interface", "sqlalchemy", "validation", "model", "errors"},
-    "web": {"web", "telemetry", "telling", "inspection", "interface", "model", "errors"},
+    "retention": {
+        "retention",
+        "retention_model",
+        "inspection",
+        "interface",
+        "sqlalchemy",
+        "validation",
+        "model",
+        "errors",
+    },
+    "web": {"web", "telemetry", "telling", "retention", "inspection", "interface", "model", "errors"},
     "telemetry": {"telemetry", "inspection", "interface", "retention_model", "validation", "errors"},
     "cli": {
         "cli",

@@ -112,6 +112,30 @@ class TestCommand:
         assert set(kept.values()) == set(stripped.values()) == {200}
         assert all(found.startswith(url) for found in kept)
 
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ((), "was read from there, line 1"),
+            (("--archive", "{folder}"), "was read from there, line 1"),
+            (("--archive", "memory://elsewhere"), "isn't where archives are read here"),
+            (("--no-archives",), "archives aren't read here"),
+        ],
+    )
+    def test_records_of_archived_sagas(
+        self, database: Database, saga_id: UUID, tmp_path: Path, settings: tuple[str, ...], said: str
+    ) -> None:
+        """They are read from where the ledger says, only from where one says, or not at all."""
+        url = database.url("psycopg")
+        reason = ("--reason", "nobody wants it", "--by", "alice", "--yes")
+        assert main(["saga", "give-up", "--url", url, str(saga_id), *reason]) == Exit.DONE
+        assert main(["archive", "--url", url, "--to", str(tmp_path), "--failed", "0"]) == Exit.DONE
+        given = [setting.format(folder=tmp_path) for setting in settings]
+        with serving(url, *ANY_PORT, *given) as (address, _):
+            html = Html(httpx.get(f"{address}sagas/{saga_id}").text)
+            html.check()
+            assert said in html.words
+            assert ("by alice" in html.words) == ("read from there" in said)
+
     def test_the_database_goes_away(self, empty_database: Database) -> None:
         """Without tables, and without a database, there is a page that says so, and no traceback."""
         with serving(empty_database.url("psycopg"), *ANY_PORT) as (url, _):

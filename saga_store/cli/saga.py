@@ -16,13 +16,12 @@ from saga_store.cli.saga_filters import (
     add_judging,
     add_zone,
     moment,
-    only_saga,
     query,
     time_of,
     zone_of,
 )
 from saga_store.cli.saga_run import on_storage
-from saga_store.cli.saga_story import attempts_of, story, telling_of
+from saga_store.cli.saga_story import attempts_of, look, story, telling_of
 from saga_store.cli.verbs import Verbs, duration
 from saga_store.inspection import SagaCondition
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
@@ -116,22 +115,25 @@ def _show(given: argparse.Namespace, console: Console) -> int:
 async def show(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     """Show one saga."""
     how = telling_of(given)
-    saga, page = await only_saga(storage, given)
-    history = await storage.get_recent_history(saga.id)
-    attempts = attempts_of(saga, history, page.at)
+    saga, history, now, archived = await look(storage, given)
+    attempts = attempts_of(saga, history, now)
     facts: dict[str, Any] = {
         "saga": sagas_shown.plain(saga),
         "attempts": sagas_shown.plain(attempts),
         "history": sagas_shown.plain(history.entries),
         "left_out": history.left_out,
     }
-    blocks = story(saga, history, page.at, how)
+    blocks = story(saga, history, now, how, archived)
+    if archived and archived.found:
+        facts["archive"] = {"file": archived.found.file, "line": archived.found.line}
     if given.context:
-        _, facts["context"] = await storage.load_saga_state(saga.id)
+        if archived is None:
+            _, facts["context"] = await storage.load_saga_state(saga.id)
+        else:
+            facts["context"] = archived.context()
         blocks += [line(), Verbatim(sagas_shown.context_text(facts["context"]))]
     lines = [{"saga": facts["saga"]}, *({"entry": entry} for entry in facts["history"])]
-    if given.context:
-        lines.append({"context": facts["context"]})
+    lines += [{name: facts[name]} for name in ("archive", "context") if name in facts]
     output.found(blocks, facts, lines)
     return Exit.DONE
 

@@ -11,8 +11,8 @@ from saga_store.cli.blocks import Block, cell, line
 from saga_store.cli.console import warn
 from saga_store.cli.exits import Exit
 from saga_store.cli.output import Output
-from saga_store.cli.saga_filters import judged, only_saga, zone_of
-from saga_store.cli.saga_story import attempts_of, story, telling_of
+from saga_store.cli.saga_filters import judged, zone_of
+from saga_store.cli.saga_story import attempts_of, look, story, telling_of
 from saga_store.cli.sagas_shown import CONDITION_KINDS, change, moment, plain
 from saga_store.errors import SagaNotFoundError, StorageUnavailableError
 from saga_store.inspection import HISTORY_SEEN, RecentHistory, SagaCondition, SagaPage, SagaSummary
@@ -25,12 +25,11 @@ _SHORTEST_PAUSE = 0.1
 async def follow(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     """Show a saga, then each change of it, until it is finished; then how it ended."""
     how = telling_of(given)
-    saga, page = await only_saga(storage, given)
-    history = await storage.get_recent_history(saga.id)
+    saga, history, now, archived = await look(storage, given)
     if output.in_lines:
         output.found([], {}, [{"saga": plain(saga)}, *({"entry": plain(entry)} for entry in history.entries)])
     else:
-        output.found(story(saga, history, page.at, how), {})
+        output.found(story(saga, history, now, how, archived), {})
     follower = _Follower(storage, given, output, saga, history)
     while saga.condition is not SagaCondition.FINISHED:
         await asyncio.sleep(max(given.every.total_seconds(), _SHORTEST_PAUSE))

@@ -5,11 +5,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import MAXYEAR, datetime, timedelta, tzinfo
+from typing import NamedTuple
 
 from saga_store import telling
-from saga_store.cli.blocks import Bar, Block, Cell, Column, Row, Table, Verbatim, cell, line, shown
-from saga_store.cli.saga_filters import zone_of
+from saga_store.cli.blocks import Bar, Block, Cell, Column, Line, Row, Table, Verbatim, cell, line, shown
+from saga_store.cli.saga_filters import only_saga, zone_of
 from saga_store.cli.sagas_shown import CONDITION_KINDS, MARKS, moment, number, step
+from saga_store.errors import SagaArchivedError
 from saga_store.inspection import (
     INTERVENTION,
     AttemptState,
@@ -21,6 +23,9 @@ from saga_store.inspection import (
 )
 from saga_store.inspection import SagaCondition as Condition
 from saga_store.model import SagaStepStatus
+from saga_store.retention.errors import ArchiveError
+from saga_store.retention.showing import ArchivedSaga, ArchiveReader
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.validation import valid_count
 
 # How much of a bar's width a silence takes that was cut out.
@@ -29,6 +34,8 @@ _CUT_SHARE = 0.04
 _LAST_SHARE = 0.15
 # So wide that a saga's whole id has room beside the verb, and the next line begins with an option.
 _COMMAND_ROOM = 70
+# A person waits longer than a page, and sees more.
+_ARCHIVE_SECONDS, _MOST_ARCHIVED = 60.0, 64 * 2**20
 
 
 def attempts_of(saga: SagaSummary, history: RecentHistory, now: datetime) -> list[StepAttempt]:
@@ -57,7 +64,36 @@ def telling_of(given: argparse.Namespace) -> Telling:
     return Telling(valid_count("last", given.last), zone_of(given), given.max_attempts, options)
 
 
-def story(saga: SagaSummary, history: RecentHistory, now: datetime, how: Telling) -> list[Block]:
+class Seen(NamedTuple):
+    """A saga as it was at a moment; and if it is archived, what that was read from."""
+
+    saga: SagaSummary
+    history: RecentHistory
+    now: datetime
+    archived: ArchivedSaga | None = None
+
+
+async def look(storage: SqlAlchemySagaStorage, given: argparse.Namespace) -> Seen:
+    """Look at the saga that an id leads to.
+
+    Raises:
+        InvalidSagaDataError: It leads to none, or to several.
+        ArchiveError: The saga is archived, and its archive can't be read.
+    """
+    saga, page = await only_saga(storage, given)
+    if saga.archived_at is None:
+        return Seen(saga, await storage.get_recent_history(saga.id), page.at)
+    reader = ArchiveReader(storage, seconds=_ARCHIVE_SECONDS, most_bytes=_MOST_ARCHIVED)
+    archived = await reader.read(saga, page.at)
+    if archived.found is None:
+        stub = SagaArchivedError(saga.id, archived.archive, saga.archived_at)
+        raise ArchiveError(f"{stub}; its record can't be shown: {archived.problem}")
+    return Seen(archived.saga, archived.history, page.at, archived)
+
+
+def story(
+    saga: SagaSummary, history: RecentHistory, now: datetime, how: Telling, archived: ArchivedSaga | None = None
+) -> list[Block]:
     """Return all that a person should see of a saga."""
     last, zone = how.last, how.zone
     attempts = attempts_of(saga, history, now)
@@ -75,6 +111,7 @@ def story(saga: SagaSummary, history: RecentHistory, now: datetime, how: Telling
             ),
         ),
         line(cell(verdict, "doubt" if doubt else CONDITION_KINDS[saga.condition].replace("dim", "strong"))),
+        *_source(archived, zone),
         line(),
     ]
     left_out = len(attempts) - last
@@ -113,6 +150,13 @@ def continued(command: str) -> str:
         else:
             lines[-1] += f" {part}"
     return "    " + " \\\n      ".join(lines)
+
+
+def _source(archived: ArchivedSaga | None, zone: tzinfo | None) -> list[Line]:
+    if archived is None or archived.found is None or archived.saga.archived_at is None:
+        return []
+    found, at = archived.found, moment(archived.saga.archived_at, zone)
+    return [line(cell(f"archived {at}, and read from {found.file}, line {found.line}", "warning"))]
 
 
 def _kept(saga: SagaSummary, zone: tzinfo | None) -> str:

@@ -48,6 +48,17 @@ def register(verbs: Verbs) -> None:
         "--redact", metavar="FIELD", action="append", default=[], help="a field of contexts to hide; may be repeated"
     )
     parser.add_argument("--trace-url", metavar="URL", help="where a saga is traced, with {saga_id} or {name} in it")
+    archives = parser.add_mutually_exclusive_group()
+    archives.add_argument(
+        "--archive",
+        metavar="URI",
+        action="append",
+        default=[],
+        help="a target from which records of archived sagas are shown, and from no others; may be repeated",
+    )
+    archives.add_argument(
+        "--no-archives", action="store_true", help="read no archives (default: where the ledger says)"
+    )
     parser.add_argument("--metrics", action="store_true", help="show figures for Prometheus at /metrics, too")
 
 
@@ -113,6 +124,7 @@ def _app(given: argparse.Namespace, storage: SqlAlchemySagaStorage) -> "ASGIApp"
         allowed_hosts=[*LOOPBACK, *([] if _is_any(given.bind[0]) else [given.bind[0]]), *given.allow_host],
         metrics=given.metrics,
         command_options={"--schema": given.schema} if given.schema else None,
+        archives=given.archive or not given.no_archives,
     )
 
 

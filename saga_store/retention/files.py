@@ -5,7 +5,8 @@ import hashlib
 import io
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, TypeAlias, cast
 from uuid import UUID
@@ -144,24 +145,72 @@ def read_object(file: BinaryIO | io.BufferedIOBase, manifest: Manifest, uri: str
         ArchiveDamagedError: It isn't; says which line.
     """
     raw = _Hashing(file)
-    number = 0
-    try:
-        stream = _decompressed(raw, compression_of(manifest.path))
+    with _decompressing(raw, manifest, uri) as stream:
         while line := stream.readline(_LONGEST_LINE):
-            number += 1
-            yield Found(_read_line(line, number, manifest, uri), manifest.id, uri, number)
+            raw.lines += 1
+            yield Found(_read_line(line, raw.lines, manifest, uri), manifest.id, uri, raw.lines)
+    if raw.lines != len(manifest.lines):
+        raise _too_short(raw, manifest, uri)
+    raw.check(manifest, uri, lambda: None)
+
+
+def read_one(  # noqa: PLR0913, PLR0917 - which of them, and within which limits
+    file: BinaryIO | io.BufferedIOBase,
+    manifest: Manifest,
+    saga_id: UUID,
+    uri: str,
+    most_bytes: int,
+    gets_on: Callable[[], None],
+) -> Found:
+    """Return one saga of an object, without parsing the others; all of the object is what was written.
+
+    Args:
+        file: The object.
+        manifest: What it holds.
+        saga_id: The saga.
+        uri: How to call the object in errors.
+        most_bytes: How long the saga's line may be; of the others no more than a piece is in memory.
+        gets_on: Called between pieces; what it raises ends the reading.
+
+    Raises:
+        ArchiveDamagedError: It isn't; says which line.
+        ArchiveError: The line is longer.
+    """
+    number = next((number for number, line in enumerate(manifest.lines, 1) if line.mark.id == saga_id), None)
+    if number is None:
+        raise ArchiveDamagedError(uri, None, f"has no saga {saga_id}, which the ledger says is in it")
+    raw = _Hashing(file)
+    with _decompressing(raw, manifest, uri) as stream:
+        while raw.lines < number - 1 and (piece := stream.readline(_COPIED)):
+            raw.lines += piece.endswith(b"\n")
+            gets_on()
+        line = stream.readline(most_bytes + 1)
+    if len(line) > most_bytes:
+        raise ArchiveError(
+            f"its record has more than the {most_bytes:,} bytes that are read here ({uri}, line {number})"
+        )
+    if not line:
+        raise _too_short(raw, manifest, uri)
+    record = _read_line(line, number, manifest, uri)
+    raw.check(manifest, uri, gets_on)
+    return Found(record, manifest.id, uri, number)
+
+
+@contextmanager
+def _decompressing(raw: "_Hashing", manifest: Manifest, uri: str) -> Iterator[io.BufferedIOBase]:
+    """Give what is read without its compression, and translate what goes wrong with that."""
+    try:
+        yield _decompressed(raw, compression_of(manifest.path))
     except ArchiveError:
         raise
     except (OSError, EOFError, zlib.error, ValueError, _zstd_error()) as exc:
         if isinstance(exc, OSError) and not isinstance(exc, gzip.BadGzipFile):
             raise  # the target's
-        raise ArchiveDamagedError(uri, number + 1, f"can't be decompressed: {exc}") from exc
-    while raw.read(_COPIED):
-        pass
-    if number != len(manifest.lines):
-        raise ArchiveDamagedError(uri, number + 1, f"is missing: the object ends before it, of {len(manifest.lines)}")
-    if (raw.digest.hexdigest(), raw.size) != (manifest.sha256, manifest.bytes):
-        raise ArchiveDamagedError(uri, None, f"isn't what was written: its SHA-256 isn't {manifest.sha256}")
+        raise ArchiveDamagedError(uri, raw.lines + 1, f"can't be decompressed: {exc}") from exc
+
+
+def _too_short(raw: "_Hashing", manifest: Manifest, uri: str) -> ArchiveDamagedError:
+    return ArchiveDamagedError(uri, raw.lines + 1, f"is missing: the object ends before it, of {len(manifest.lines)}")
 
 
 def _read_line(line: bytes, number: int, manifest: Manifest, uri: str) -> SagaRecord:
@@ -182,12 +231,13 @@ def _read_line(line: bytes, number: int, manifest: Manifest, uri: str) -> SagaRe
 
 
 class _Hashing(io.RawIOBase):
-    """Reads from a file, and sums up what was read."""
+    """Reads from a file, and sums up what was read; ``lines`` counts those that have been read whole."""
 
     def __init__(self, file: BinaryIO | io.BufferedIOBase) -> None:
         self._file = file
-        self.digest = hashlib.sha256()
-        self.size = 0
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self.lines = 0
 
     def readable(self) -> bool:
         return True
@@ -195,9 +245,16 @@ class _Hashing(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has bytes to write to
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
-        self.digest.update(data)
-        self.size += len(data)
+        self._digest.update(data)
+        self._size += len(data)
         return len(data)
+
+    def check(self, manifest: Manifest, uri: str, gets_on: Callable[[], None]) -> None:
+        """Read what is left, and see that all of it is what the manifest says."""
+        while self.read(_COPIED):
+            gets_on()
+        if (self._digest.hexdigest(), self._size) != (manifest.sha256, manifest.bytes):
+            raise ArchiveDamagedError(uri, None, f"isn't what was written: its SHA-256 isn't {manifest.sha256}")
 
 
 def _new_compressor(compression: str) -> _Compressor:

@@ -141,8 +141,13 @@ async def find(archive: Place) -> FoundArchives:
 
 async def read_manifest(target: Target, path: str, row: SagaArchive | None = None) -> Manifest:
     """Read a manifest; with its line in the ledger, that has to know the same object."""
+    return manifest_of(await target.read(path), target, path, row)
+
+
+def manifest_of(content: bytes, target: Target, path: str, row: SagaArchive | None = None) -> Manifest:
+    """Return the manifest that stands there; raises as ``read_manifest`` does."""
     uri = target.uri(path)
-    manifest = decode_manifest(await target.read(path), path, uri)
+    manifest = decode_manifest(content, path, uri)
     if row is not None and (row.id, row.sha256) != (manifest.id, manifest.sha256):
         raise ArchiveDamagedError(uri, None, f"isn't what the ledger has: archive {row.id}, SHA-256 {row.sha256}")
     return manifest
@@ -233,10 +238,14 @@ async def _ledger(storage: IRetentionStorage, target: Target) -> dict[str, SagaA
         after = page.after
 
 
-def _located(uri: str, archive: Place | None) -> tuple[Target, str | None]:
-    """Return where the object of this name is: at the place that was given, or by itself."""
-    if archive is not None:
-        target = archive if isinstance(archive, Target) else Target(archive)
-        return target, target.path(uri)
+def located(uri: str) -> tuple[Target, str]:
+    """Return where the object of this name is, by that name alone."""
     folder, _, name = uri.rpartition("/")
     return Target(folder), name
+
+
+def _located(uri: str, archive: Place | None) -> tuple[Target, str | None]:
+    if archive is None:
+        return located(uri)
+    target = Target.of(archive)
+    return target, target.path(uri)

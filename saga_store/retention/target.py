@@ -6,20 +6,23 @@ waited long enough leaves them behind.
 
 import asyncio
 import errno
-import io
 import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, TargetError
 from saga_store.retention.manifest import FORMAT, VERSION, check_format
 from saga_store.retention.threads import in_thread
+
+if TYPE_CHECKING:
+    from io import BufferedIOBase
 
 _T = TypeVar("_T")
 
@@ -122,35 +125,35 @@ class Target:
         """List the paths of all files, sorted; nothing if there is no such folder."""
         return await self.run("listing it", lambda _: self._files(below))
 
-    async def open(self, path: str) -> "io.BufferedIOBase":
+    async def open(self, path: str) -> "BufferedIOBase":
         """Open a file to read.
 
         Raises:
             ArchiveDamagedError: It isn't there.
             TargetError: It can't be read.
         """
-
-        def opened(_: Call) -> io.BufferedIOBase:
-            self._fs.invalidate_cache()
-            try:
-                file: io.BufferedIOBase = self._fs.open(self._at(path), "rb")
-            except FileNotFoundError:
-                raise ArchiveDamagedError(self.uri(path), None, "isn't there") from None
-            return file
-
-        return await self.run(f"reading {path}", opened)
+        return await self.run(f"reading {path}", lambda _: self.open_here(path))
 
     async def read(self, path: str) -> bytes:
         """Read a small file, whole; raises as ``open`` does."""
-        file = await self.open(path)
+        return await self.run(f"reading {path}", lambda call: self.read_here(path, call))
 
-        def read(_: Call) -> bytes:
-            with file:
-                return file.read(_SMALL + 1)
+    def open_here(self, path: str) -> "BufferedIOBase":
+        """Open a file in this thread; what the file system raises isn't translated."""
+        self._fs.invalidate_cache()
+        try:
+            file: BufferedIOBase = self._fs.open(self._at(path), "rb")
+        except FileNotFoundError:
+            raise ArchiveDamagedError(self.uri(path), None, "isn't there") from None
+        return file
 
-        content = await self.run(f"reading {path}", read)
-        if len(content) > _SMALL:
-            raise ArchiveDamagedError(self.uri(path), None, f"is bigger than {_SMALL:,} bytes, and so no manifest")
+    def read_here(self, path: str, call: Call, *, most: int = _SMALL) -> bytes:
+        """Read a small file in this thread; what the file system raises isn't translated."""
+        with self.open_here(path) as file:
+            call.gets_on()
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise ArchiveDamagedError(self.uri(path), None, f"is bigger than the {most:,} bytes that are read of it")
         return content
 
     async def write(self, path: str, content: bytes) -> None:
@@ -174,18 +177,7 @@ class Target:
         Who is cancelled doesn't wait for the thread, nor does a program that ends.
         """
         call = Call()
-
-        def translated() -> _T:
-            problem = None
-            try:
-                return work(call)
-            except ArchiveError:
-                raise
-            except Exception as exc:  # noqa: BLE001 - each file system has errors of its own
-                problem = self._problem(f"{what} failed", exc)
-            raise problem  # out here, where it has no context
-
-        done = in_thread(what, translated)
+        done = in_thread(what, lambda: self.translated(what, partial(work, call)))
         try:
             while True:
                 finished, _ = await asyncio.wait([done], timeout=max(self._patience - call.seconds_silent(), 0.01))
@@ -196,6 +188,17 @@ class Target:
         finally:
             call.is_abandoned = True
             done.cancel()  # what becomes of it now is nobody's
+
+    def translated(self, what: str, work: Callable[[], _T]) -> _T:
+        """Do something in this thread, and translate what goes wrong."""
+        problem = None
+        try:
+            return work()
+        except ArchiveError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - each file system has errors of its own
+            problem = self._problem(f"{what} failed", exc)
+        raise problem  # out here, where it has no context
 
     def _prepare(self, call: Call, *, writes: bool) -> None:
         self._fs.invalidate_cache()

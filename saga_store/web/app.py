@@ -23,6 +23,7 @@ from saga_store.errors import (
     StorageUnavailableError,
 )
 from saga_store.interface import IInspectionStorage
+from saga_store.retention.showing import ArchiveReader, Places
 from saga_store.web import pages
 from saga_store.web.asked import Asked
 from saga_store.web.contexts import Redact, Redaction
@@ -57,6 +58,7 @@ def create_app(  # noqa: PLR0913 - settings, all with defaults
     allowed_hosts: Iterable[str] | None = None,
     metrics: bool = False,
     command_options: Mapping[str, str] | None = None,
+    archives: Places = True,
 ) -> ASGIApp:
     """Return an ASGI app whose pages show sagas: ``/``, ``/sagas``, ``/sagas/{id}`` and ``/interventions``.
 
@@ -74,6 +76,9 @@ def create_app(  # noqa: PLR0913 - settings, all with defaults
         allowed_hosts: Which hosts the header ``Host`` may name; None: any, which is the host application's business.
         metrics: Whether ``/metrics`` shows figures for Prometheus; this needs the extra ``ops``.
         command_options: What goes into each command that a page shows to be copied, such as ``{"--schema": "shop"}``.
+        archives: Where the pages may read the records of archived sagas: True: wherever the ledger says, if the extra
+            ``archive`` is installed; a target or a URI, or several: only below these, and by a target's credentials;
+            False: nowhere.
 
     Raises:
         InvalidSagaDataError: One of these can't be used.
@@ -87,18 +92,29 @@ def create_app(  # noqa: PLR0913 - settings, all with defaults
         None if allowed_hosts is None else valid_hosts(allowed_hosts),
         _scraper(storage) if metrics else None,
         dict(command_options or {}),
+        ArchiveReader(storage, archives),
     )
 
 
-async def render_saga(storage: IInspectionStorage, saga_id: UUID, *, redact: Redact | None = None) -> str:
+async def render_saga(
+    storage: IInspectionStorage,
+    saga_id: UUID,
+    *,
+    redact: Redact | None = None,
+    archives: Places = True,
+) -> str:
     """Return the page of a saga as one HTML file that stands alone, to be kept or attached to a ticket.
+
+    ``redact`` and ``archives`` are as for ``create_app``.
 
     Raises:
         SagaNotFoundError: No saga has this id.
     """
     asked = Asked((("history", "all"), ("context", "show")))
     try:
-        view = await pages.saga(storage, str(saga_id), asked, Redaction(redact), options={})
+        view = await pages.saga(
+            storage, str(saga_id), asked, Redaction(redact), options={}, archives=ArchiveReader(storage, archives)
+        )
     except pages.UnknownIdError:
         raise SagaNotFoundError(saga_id) from None
     values = {"view": view, "asked": asked, "links": None, "title": "", "trace": None, "at": view.at}
@@ -123,6 +139,7 @@ class _App:
     allowed_hosts: frozenset[str] | None
     scrape: Callable[[], Awaitable[Response]] | None
     options: Mapping[str, str]
+    archives: ArchiveReader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -190,7 +207,9 @@ class _App:
     async def _saga(self, request: Request, path: str) -> Response:
         asked = Asked.of("saga", _query_string(request))
         given = path.removeprefix("/sagas/").rstrip("/")
-        view = await pages.saga(self.storage, given, asked, self.redaction, options=self.options)
+        view = await pages.saga(
+            self.storage, given, asked, self.redaction, options=self.options, archives=self.archives
+        )
         values = {"view": view, "at": view.at, "trace": self._trace(view)}
         return self._render(path, asked, "saga.html", values)
 

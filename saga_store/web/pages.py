@@ -22,6 +22,7 @@ from saga_store.inspection import (
 )
 from saga_store.interface import IInspectionStorage
 from saga_store.model import SagaStatus
+from saga_store.retention.showing import ArchivedSaga, ArchiveReader
 from saga_store.telling import (
     ATTENTION,
     Advice,
@@ -229,12 +230,19 @@ class SagaView:
     context: ShownContext | None
     advice: list[Advice]
     max_attempts: int
+    archived: ArchivedSaga | None = None
 
 
-async def saga(
-    storage: IInspectionStorage, given: str, asked: Asked, redaction: Redaction, *, options: Mapping[str, str]
+async def saga(  # noqa: PLR0913 - what there is to show, and what of it may be seen
+    storage: IInspectionStorage,
+    given: str,
+    asked: Asked,
+    redaction: Redaction,
+    *,
+    options: Mapping[str, str],
+    archives: ArchiveReader | None = None,
 ) -> SagaView:
-    """Look at one saga.
+    """Look at one saga; at one that was archived by ``archives``, or by one that reads wherever the ledger says.
 
     Raises:
         UnknownIdError: No saga has this id.
@@ -251,11 +259,17 @@ async def saga(
     if not page.sagas:
         raise UnknownIdError(given)
     [found] = page.sagas
-    recent = await storage.get_recent_history(found.id)
+    archived = context = None
+    if found.archived_at is None:
+        recent = await storage.get_recent_history(found.id)
+        context = await storage.peek_context(found.id) if shows_context else None
+    else:
+        archived = await (archives or ArchiveReader(storage)).read(found, page.at)
+        found, recent = archived.saga, archived.history
+        context = archived.peek() if shows_context else None
     attempts = fold_history(recent.entries, page.at, held=found.condition is SagaCondition.HELD)
     goes_on = found.condition is not SagaCondition.FINISHED
     until = max([page.at] if goes_on else [_last_moment(one) or found.created_at for one in attempts] or [page.at])
-    context = await storage.peek_context(found.id) if shows_context else None
     return SagaView(
         at=page.at,
         saga=found,
@@ -267,6 +281,7 @@ async def saga(
         context=None if context is None else _shown(context, redaction),
         advice=advice(found, attempts, options=options),
         max_attempts=asked.max_attempts,
+        archived=archived,
     )
 
 

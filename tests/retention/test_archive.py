@@ -6,10 +6,9 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -43,34 +42,10 @@ from saga_store.retention.manifest import MANIFEST, Manifest
 from saga_store.retention_model import ArchiveState
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from tests.databases import Database, Databases
-from tests.retention.faulty import Faults, FaultyFileSystem, faulty
+from tests.retention.faulty import Faults, FaultyFileSystem
 from tests.retention.world import ALL, check_nothing_is_lost, make_finished, record, records
 
 DAY = timedelta(days=1)
-
-
-@pytest.fixture(params=["memory", "asyncpg", "psycopg"])
-def storage(request: pytest.FixtureRequest) -> SagaStorage:
-    if request.param == "memory":
-        return MemorySagaStorage(MemoryDatabase())
-    make_engine: Callable[[str], AsyncEngine] = request.getfixturevalue("make_engine")
-    return SqlAlchemySagaStorage(make_engine(request.param))
-
-
-@pytest.fixture
-def twin() -> MemorySagaStorage:
-    return MemorySagaStorage(MemoryDatabase())
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Target:
-    return Target(str(tmp_path))
-
-
-@pytest.fixture
-def faults() -> Iterator[Faults]:
-    with faulty() as faults:
-        yield faults
 
 
 async def states(storage: SagaStorage) -> list[ArchiveState]:

@@ -56,7 +56,7 @@ def command(
     url = database.url().replace("postgresql", request.param, 1)
 
     def run(verb: str, *arguments: str) -> tuple[int, str, str]:
-        code = main([verb, "--url", url, *arguments])
+        code = main([*verb.split(), "--url", url, *arguments])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
@@ -111,6 +111,33 @@ class TestRound:
         assert [entry["status"] for entry in found["saga"]["entries"]] == ["STARTED", "COMPLETED", "FAILED"]
         code, _, err = command("archived", str(uuid4()))
         assert (code, "no archive is known to have saga" in err) == (Exit.FAILED, True)
+
+    def test_the_view_of_a_saga_reads_its_archive(self, command: Command, ids: list[UUID], tmp_path: Path) -> None:
+        """What `saga show` tells of it is what it told before, and where that was read; or why it can't be."""
+        before = facts(command, "saga show", str(ids[3]), "--context")
+        command("archive", "--to", str(tmp_path), *EVERYTHING)
+        after = facts(command, "saga show", str(ids[3]), "--context")
+        assert (after["attempts"], after["history"], after["context"]) == (
+            before["attempts"], before["history"], before["context"],
+        )  # fmt: skip
+        assert after["saga"]["last_error"] == before["saga"]["last_error"]
+        assert after["archive"]["line"] == 4
+        assert after["archive"]["file"].startswith(f"file://{tmp_path}/")
+        code, out, _ = command("saga show", str(ids[3])[:13], "--follow")
+        assert code == Exit.DONE
+        assert f"and read from {after['archive']['file']}, line 4" in out
+        assert 'card "declined"' in out
+        assert f"saga-store archived {ids[3]}" in out
+        assert f"saga-store restore {ids[3]}" in out
+        _, out, _ = command("saga show", str(ids[3]), "--ndjson")
+        assert [next(iter(json.loads(line))) for line in out.splitlines()] == ["saga", *["entry"] * 3, "archive"]
+
+        Path(after["archive"]["file"].removeprefix("file://")).unlink()
+        code, out, err = command("saga show", str(ids[3]))
+        assert (code, out, err.count("\n")) == (Exit.FAILED, "", 1)
+        assert "was archived on" in err
+        assert "its record can't be shown" in err
+        assert "isn't there" in err
 
     def test_a_name_has_its_own_time(self, command: Command, tmp_path: Path) -> None:
         to = ("--to", str(tmp_path), "--dry-run")

@@ -15,15 +15,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from saga_store.retention import ArchiveDamagedError, Target, TargetError
 from saga_store.retention.target import MARKER, Writing, temporary, without_secrets
-from tests.retention.faulty import Faults, faulty
+from tests.retention.faulty import Faults
 
 SECRET = "hunter2-s3cret"  # noqa: S105 - what must not be seen
-
-
-@pytest.fixture
-def faults() -> Iterator[Faults]:
-    with faulty() as faults:
-        yield faults
 
 
 @pytest.fixture(autouse=True)
