@@ -16,7 +16,9 @@ What holds for every method:
 - **Copies.** Contexts are copied in and out; what the caller does to a dict afterwards changes nothing stored.
 - **Together.** A storage may be made of shards, each with some of the sagas. Between sagas of one shard the ids of log
   entries are unique, and urgency decides who is claimed first; between others neither is promised, nor that views see
-  both at one moment. What is promised of one saga holds everywhere.
+  both at one moment. Nor are they archived together: each shard has a ledger, a turn and a snapshot of its own, which
+  are asked of the shard itself. A transaction of the caller's is on one shard. What is promised of one saga holds
+  everywhere.
 - **Checked.** Bad input raises ``InvalidSagaDataError`` before anything is sent: an id that is no
   ``uuid.UUID``; an empty name or one of more than 255 characters; text with NUL or a lone surrogate; a
   context that is no dict, has a key that is no string, NaN, an infinity, or a value that wouldn't come back
@@ -521,6 +523,9 @@ class IRetentionStorage(ISagaStorage):
     A saga that was let go leaves a *stub*. Whoever reads it or writes to it gets SagaArchivedError, and whoever creates
     it again SagaAlreadyExistsError; nothing is ever written to it. docs/retention.md has the protocol that archives
     follow, and every interleaving.
+
+    A storage that is made of shards holds, finds, restores and forgets, and reads any shard's ledger by the id of an
+    archive. Whoever archives asks each shard by itself, and gets InvalidSagaDataError from the whole.
     """
 
     @abc.abstractmethod

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import NoReturn
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError
+from saga_store.errors import InvalidSagaDataError, SagaArchivedError
 from saga_store.inspection import Cursor
 from saga_store.retention_model import (
     ArchivePage,
@@ -62,8 +62,14 @@ class ShardedRetention(RetentionStorage):
         return max(found.values())
 
     async def _fetch_archive(self, archive_id: UUID) -> SagaArchive | None:
-        found, _ = await self._set.ask_all(lambda shard: shard._fetch_archive(archive_id))
-        return next((archive for archive in found.values() if archive is not None), None)
+        found, missing = await self._set.ask_all(lambda shard: shard._fetch_archive(archive_id))
+        archive = next((archive for archive in found.values() if archive is not None), None)
+        if archive is None and missing:
+            raise next(iter(missing.values()))  # it may be there
+        return archive
+
+    async def _with_archive(self, error: SagaArchivedError) -> SagaArchivedError:
+        return await (await self._set.get(self._index(error.saga_id)))._with_archive(error)
 
     def _archiving(self, by: str) -> AbstractAsyncContextManager[ArchivingTurn]:  # noqa: ARG002 - as in the interface
         _refuse()

@@ -10,26 +10,32 @@ import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from saga_store import MemoryDatabase, MemorySagaStorage
+from saga_store import MemoryDatabase, MemorySagaStorage, MemorySession
 from saga_store.sharding import ShardedSagaStorage
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.testing import (
     Age,
     CheckpointStorageContract,
     CheckpointUnit,
+    CommitIntoContract,
     HistoryStreamContract,
+    HoldContract,
     InspectionContract,
+    JoinableFor,
     LeaseContract,
     LeaseRaceContract,
     RecoveryStorageContract,
+    RetentionContract,
+    RetentionRaceContract,
     RunContract,
     RunRaceContract,
     SettlementRaceContract,
+    StubContract,
 )
 from saga_store.testing.postgres import embedded
 from tests.databases import Database, Databases
 from tests.extent import WHOLE
-from tests.test_contract import DRIVERS, make_older
+from tests.test_contract import DRIVERS, JOINING_BINDS, make_older
 
 MakeSharded: TypeAlias = Callable[[list[str]], ShardedSagaStorage]
 
@@ -40,18 +46,7 @@ class ShardedFixtures:
         return lambda: nullcontext(sharded)
 
 
-class TestMemoryShards(
-    ShardedFixtures,
-    CheckpointStorageContract,
-    RecoveryStorageContract,
-    HistoryStreamContract,
-    RunContract,
-    RunRaceContract,
-    LeaseContract,
-    LeaseRaceContract,
-    InspectionContract,
-    SettlementRaceContract,
-):
+class MemoryShards(ShardedFixtures):
     @pytest.fixture
     def shards(self) -> list[MemoryDatabase]:
         return [MemoryDatabase() for _ in range(3)]
@@ -66,6 +61,29 @@ class TestMemoryShards(
             shards[sharded.shard_of(saga_id)].age(saga_id, by)
 
         return age
+
+    @pytest.fixture
+    def joinable_for(self, shards: list[MemoryDatabase], sharded: ShardedSagaStorage) -> JoinableFor:
+        return lambda saga_id: MemorySession(shards[sharded.shard_of(saga_id)])
+
+
+class TestMemoryShards(
+    MemoryShards,
+    CheckpointStorageContract,
+    RecoveryStorageContract,
+    HistoryStreamContract,
+    RunContract,
+    RunRaceContract,
+    CommitIntoContract,
+    LeaseContract,
+    LeaseRaceContract,
+    InspectionContract,
+    SettlementRaceContract,
+    HoldContract,
+    StubContract,
+    RetentionContract,
+    RetentionRaceContract,
+): ...
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +136,13 @@ class PostgreSQLShards(ShardedFixtures):
 
         return age
 
+    @pytest.fixture(params=JOINING_BINDS)
+    def joinable_for(
+        self, request: pytest.FixtureRequest, engines: list[AsyncEngine], sharded: ShardedSagaStorage
+    ) -> JoinableFor:
+        open_on = JOINING_BINDS[request.param]
+        return lambda saga_id: open_on(engines[sharded.shard_of(saga_id)])
+
 
 class OnOneServer(PostgreSQLShards):
     @pytest.fixture(params=DRIVERS if WHOLE else ["psycopg"])
@@ -146,6 +171,7 @@ class TestOneServer(
     HistoryStreamContract,
     RunContract,
     RunRaceContract,
+    CommitIntoContract,
     LeaseContract,
     LeaseRaceContract,
 ): ...
@@ -155,6 +181,10 @@ class TestOneServerViews(OnOneServer, InspectionContract, SettlementRaceContract
     """In databases without the contexts of other tests."""
 
 
+class TestOneServerRetention(OnOneServer, HoldContract, StubContract, RetentionContract, RetentionRaceContract):
+    """Where no other test forgets stubs."""
+
+
 class TestTwoServers(
     OnTwoServers,
     CheckpointStorageContract,
@@ -162,6 +192,7 @@ class TestTwoServers(
     HistoryStreamContract,
     RunContract,
     RunRaceContract,
+    CommitIntoContract,
     LeaseContract,
     LeaseRaceContract,
 ): ...
@@ -169,3 +200,6 @@ class TestTwoServers(
 
 class TestTwoServersViews(OnTwoServers, InspectionContract, SettlementRaceContract):
     """Likewise."""
+
+
+class TestTwoServersRetention(OnTwoServers, HoldContract, StubContract, RetentionContract, RetentionRaceContract): ...

@@ -488,6 +488,17 @@ class TestCommitInto:
             await session.commit()
         assert (await storage.get_saga(saga_id)).status is SagaStatus.RUNNING
 
+    async def test_a_session_on_no_shard_is_refused(self) -> None:
+        """The run keeps what it has buffered."""
+        storage = twins(*(MemoryDatabase() for _ in range(2)))
+        [[saga_id], _] = await fill(storage, 1)
+        async with storage.run(saga_id) as run:
+            await run.update_status(saga_id, SagaStatus.RUNNING)
+            with pytest.raises(InvalidSagaDataError, match="into must be on the run's database"):
+                await run.commit(into=MemorySession(MemoryDatabase()))
+            await run.commit()
+        assert (await storage.get_saga(saga_id)).status is SagaStatus.RUNNING
+
     @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
     async def test_a_session_on_another_shard_is_refused(self, empty_database: Database, driver: str) -> None:
         """Also if only the search path tells them apart; the session goes on, and the right one is joined."""

@@ -44,7 +44,7 @@ pytest.register_assert_rewrite(
 from saga_store.testing.absence import AbsenceContract, CheckpointAbsenceContract
 from saga_store.testing.checkpoint import CheckpointContract
 from saga_store.testing.claim import Age, AgingContract, ClaimContract
-from saga_store.testing.commit_into import CommitIntoContract, Joinable
+from saga_store.testing.commit_into import CommitIntoContract, Joinable, JoinableFor
 from saga_store.testing.concurrency import ConcurrencyContract, VersionRaceContract
 from saga_store.testing.context import CopyContract, FidelityContract
 from saga_store.testing.contract import CheckpointUnit, Contract, Together, Unit
@@ -107,6 +107,7 @@ __all__ = [
     "InterventionContract",
     "IsolationContract",
     "Joinable",
+    "JoinableFor",
     "LeaseContract",
     "LeaseRaceContract",
     "LockContract",

@@ -22,7 +22,7 @@ CheckpointUnit: TypeAlias = Callable[[], AbstractAsyncContextManager[ICheckpoint
 """A unit of work of a storage that has checkpoints."""
 
 Together: TypeAlias = Callable[[int], Awaitable[list[UUID]]]
-"""Draws so many new ids, of sagas that will live together: in one shard, if the storage is made of several."""
+"""Draws so many new ids, of sagas that will live together, all of a test: in one shard, if there are several."""
 
 _Test: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
 
@@ -64,11 +64,12 @@ class Contract:
     @pytest.fixture
     def together(self, unit: Unit) -> Together:
         """Draw ids of sagas that will live together (see ``Together``): some promises hold between those only."""
+        first = uuid4()
 
         async def together(count: int) -> list[UUID]:
             async with unit() as storage:
                 shard_of = getattr(storage, "shard_of", lambda _: None)
-                shard = shard_of(uuid4())
+                shard = shard_of(first)
                 return list(islice((saga_id for saga_id in iter(uuid4, None) if shard_of(saga_id) == shard), count))
 
         return together
@@ -110,9 +111,9 @@ def _patient(test: _Test) -> _Test:
     return guarded
 
 
-async def new_saga(storage: ISagaStorage, context: Context | None = None) -> UUID:
-    """Create a saga and return its id."""
-    saga_id = uuid4()
+async def new_saga(storage: ISagaStorage, context: Context | None = None, *, saga_id: UUID | None = None) -> UUID:
+    """Create a saga, under a new id unless one is given, and return its id."""
+    saga_id = saga_id or uuid4()
     await storage.create_saga(saga_id, "order", {} if context is None else context)
     return saga_id
 

@@ -19,7 +19,13 @@ from saga_store.errors import (
     SagaNotFoundError,
 )
 from saga_store.inspection import SagaQuery
-from saga_store.interface import IHistoryStorage, IInspectionStorage, IRecoveryStorage, IRetentionStorage
+from saga_store.interface import (
+    IHistoryStorage,
+    IInspectionStorage,
+    IRecoveryStorage,
+    IRetentionStorage,
+    ISagaStorage,
+)
 from saga_store.model import Checkpoint, Context, LogStep, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.retention_model import (
     ArchiveState,
@@ -31,7 +37,7 @@ from saga_store.retention_model import (
     SagaMark,
     SagaRecord,
 )
-from saga_store.testing.contract import Contract, Unit, UnitPerCall
+from saga_store.testing.contract import Contract, Together, Unit, UnitPerCall
 
 _WHO: dict[str, Any] = {"by": "alice", "reason": 'the auditors \N{EM DASH} "again"'}
 _HOUR, _NEVER = timedelta(hours=1), timedelta(days=36_000)
@@ -70,7 +76,8 @@ async def finished(
     steps: Sequence[LogStep] = _STEPS,
 ) -> UUID:
     """Make a finished saga."""
-    saga_id = uuid4()
+    drawing: object = storage
+    saga_id = await drawing.draw() if isinstance(drawing, _LastingUnits) else uuid4()
     await storage.save(Checkpoint(saga_id, name=name, status=status, context=context or {"n": 1.0}, steps=steps))
     return saga_id
 
@@ -234,17 +241,34 @@ _WRITES: dict[str, Callable[[RetentiveStorage, UUID], Awaitable[object]]] = {
 }
 
 
+# What is asked of an archive's ledger, or of the sagas that it is for.
+_OF_A_LEDGER = {"begin_archive", "verify_archive", "fail_archive", "finish_archive", "find_archives", "make_stubs"}
+
+
 class _LastingUnits(UnitPerCall):
-    """Also for what lasts: a snapshot, a turn, a stream."""
+    """Also for what lasts: a snapshot, a turn, a stream; and what concerns an archive is asked of its ledger."""
+
+    def __init__(self, unit: Unit, ledger: Unit, together: Together) -> None:
+        super().__init__(unit)
+        self._ledger = ledger
+        self._together = together
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[object]]:
+        return getattr(UnitPerCall(self._ledger), method) if method in _OF_A_LEDGER else super().__getattr__(method)
+
+    async def draw(self) -> UUID:
+        """Draw the id of a saga that the ledger's archives may hold."""
+        [saga_id] = await self._together(1)
+        return saga_id
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[RetentionSnapshot]:
-        async with self._unit() as storage, cast("RetentiveStorage", storage).snapshot() as snapshot:
+        async with self._ledger() as storage, cast("RetentiveStorage", storage).snapshot() as snapshot:
             yield snapshot
 
     @asynccontextmanager
     async def archiving(self, *, by: str) -> AsyncIterator[ArchivingTurn]:
-        async with self._unit() as storage, cast("RetentiveStorage", storage).archiving(by=by) as turn:
+        async with self._ledger() as storage, cast("RetentiveStorage", storage).archiving(by=by) as turn:
             yield turn
 
     async def iter_step_history(self, saga_id: UUID) -> AsyncIterator[SagaLogEntry]:
@@ -255,9 +279,21 @@ class _LastingUnits(UnitPerCall):
 
 class _RetentiveContract(Contract):
     @pytest.fixture
-    def storage(self, unit: Unit) -> RetentiveStorage:
+    def ledger(self, unit: Unit, together: Together) -> Unit:
+        """Open a unit of the storage that archives what ``together`` draws: of the whole, or of one of its shards."""
+
+        @asynccontextmanager
+        async def ledger() -> AsyncIterator[ISagaStorage]:
+            async with unit() as storage:
+                whole: Any = storage
+                yield whole.shards[whole.shard_of(*await together(1))] if hasattr(whole, "shards") else storage
+
+        return ledger
+
+    @pytest.fixture
+    def storage(self, unit: Unit, ledger: Unit, together: Together) -> RetentiveStorage:
         """A storage each of whose calls is a unit of its own, also those that last."""
-        return cast("RetentiveStorage", _LastingUnits(unit))
+        return cast("RetentiveStorage", _LastingUnits(unit, ledger, together))
 
 
 class StubContract(_RetentiveContract):
