@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID
 from xml.etree import ElementTree as ET
@@ -1294,12 +1295,18 @@ class Report:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    path = tmp_path_factory.mktemp("mutations") / "report.xml"
+    return run_apart(
+        __file__, "SoundTwin or SoundCommitting or Broken", tmp_path_factory.mktemp("mutations") / "report.xml"
+    )
+
+
+def run_apart(module: str, wanted: str, path: Path) -> Report:
+    """Run the classes ``Sound...`` and ``Broken...`` of a module in a pytest of their own, as far as ``-k`` wants."""
     subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", __file__, f"--junitxml={path}", "--quiet", "--tb=no"),
+            *(sys.executable, "-m", "pytest", module, f"--junitxml={path}", "--quiet", "--tb=no"),
             # The classes alone, without the server that the other tests need, and in the same order each time.
-            *("-o", "python_classes=Sound Broken", "-k", "SoundTwin or SoundCommitting or Broken"),
+            *("-o", "python_classes=Sound Broken", "-k", wanted),
             *("--noconftest", "-p", "no:randomly", "-p", "no:cacheprovider"),
         ],
         check=False,  # nearly all of it is to fail
