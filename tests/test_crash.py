@@ -18,10 +18,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.crash.bed import Plan, in_memory
+from tests.crash.bed import in_memory
 from tests.crash.checker import Fault, Finding, Verdict
 from tests.crash.faults import FAULTS, schedule
 from tests.crash.journal import Answer, Answered, Asked, Operation
+from tests.crash.plan import Plan
 from tests.crash.report import Result, summary
 from tests.crash.run import crash
 

@@ -46,7 +46,7 @@ class Scene:
 
     def faults(self) -> set[Fault]:
         operations = Record.of(self.journals).operations()
-        return {finding.fault for finding in check(operations, tables.read(self.database.url())).findings}
+        return {finding.fault for finding in check(operations, tables.read([self.database.url()])).findings}
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ async def scene(
         admin.execute(AUDIT.encode())
     async with Proxy.before(database.url(driver)) as (proxy, url), engine_on(url) as engine:
         right, broken_one = SqlAlchemySagaStorage(engine), kind(engine)
-        client = Client(broken_one, engine, Journal(folder / "1.jsonl"), "1", ordered=True)
+        client = Client(broken_one, [engine], Journal(folder / "1.jsonl"), "1", ordered=True)
         saga = uuid4()
         created = client.asking("create_saga", saga, creates=True, context=True)
         await client.ask(created, lambda: right.create_saga(saga, "crash", {"token": created.token}))

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from saga_store.retention import ArchiveError, Target, find_archived, verify
 from saga_store.retention_model import SagaRecord
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from tests.crash.archiver import archives_of
 from tests.crash.tables import LogRow, Stored
 
 STUBS = "SELECT id::text FROM saga_executions WHERE archived_at IS NOT NULL"
@@ -36,8 +37,16 @@ class Archived:
     lost: Sequence[tuple[str, str]]
 
 
-async def read_archived(url: str, folder: Path, stored: Stored) -> Archived:
-    """Look for each stub's record, and for what archives hold that isn't right."""
+async def read_archived(urls: Sequence[str], folder: Path, stored: Stored) -> Archived:
+    """Look for each stub's record, and for what archives hold that isn't right; in each database."""
+    found = Archived(stored, 0, 0, [])
+    for number, url in enumerate(urls):
+        one = await _read_archived(url, Path(archives_of(str(folder), number)), found.stored)
+        found = Archived(one.stored, found.archives + one.archives, found.stubs + one.stubs, [*found.lost, *one.lost])
+    return found
+
+
+async def _read_archived(url: str, folder: Path, stored: Stored) -> Archived:
     with psycopg.connect(url, autocommit=True) as admin:
         stubs = [saga for (saga,) in admin.execute(STUBS.encode()).fetchall()]
         [archives] = admin.execute(EVER.encode()).fetchone() or [0]

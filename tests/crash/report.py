@@ -47,6 +47,7 @@ class Result:
     faults: Counter[str]
     left_out: Sequence[str]
     verdict: Verdict
+    shards: int = 1
     archives: int = 0
     archived: int = 0
 
@@ -58,6 +59,7 @@ class Result:
         return {
             "seed": self.seed,
             "server": self.server,
+            "shards": self.shards,
             "libraries": dict(self.libraries),
             "clients": self.clients,
             "seconds": round(self.seconds, 1),
@@ -80,6 +82,7 @@ class Result:
 def summary(result: Result) -> str:
     answers = result.verdict.answers
     rows: list[tuple[str, object]] = [
+        ("servers, each a shard" if result.shards > 1 else "servers", result.shards),
         ("faults", result.faults.total()),
         *((f"  {name}", count) for name, count in sorted(result.faults.items())),
         *((f"  {name}", "can't be had here (it takes root and the right to mount)") for name in result.left_out),

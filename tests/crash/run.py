@@ -9,9 +9,10 @@ from typing import TextIO
 from tests.crash import faults as kinds
 from tests.crash import tables
 from tests.crash.archives import read_archived
-from tests.crash.bed import Plan, made
+from tests.crash.bed import made
 from tests.crash.checker import check
 from tests.crash.journal import Answer
+from tests.crash.plan import Plan
 from tests.crash.report import Progress, Result
 
 LIBRARIES = ("SQLAlchemy", "asyncpg", "psycopg")
@@ -36,16 +37,18 @@ async def crash(plan: Plan, out: TextIO) -> Result:
             await bed.until_acknowledged(rng.randint(*plan.writes))
             progress.show(done, name, bed.answers(Answer.OK), bed.answers(Answer.UNKNOWN))
         record = await bed.finish()
-        archived = await read_archived(bed.url, bed.archives, tables.read(bed.url))
+        urls = [site.url for site in bed.sites]
+        archived = await read_archived(urls, bed.archives, tables.read(urls))
         verdict = check(record.operations(), archived.stored, archived.lost)
         return Result(
             seed=plan.seed,
-            server=f"PostgreSQL {bed.server.facts.version}",
+            server=f"PostgreSQL {bed.sites[0].server.facts.version}",
+            shards=plan.shards,
             libraries={name: version(name) for name in LIBRARIES},
             clients=plan.clients,
             seconds=time.monotonic() - begun,
             faults=counted,
-            left_out=sorted(kinds.FAULTS.keys() - possible.keys()),
+            left_out=sorted(kinds.wanted(plan.shards).keys() - possible.keys()),
             verdict=verdict,
             archives=archived.archives,
             archived=archived.stubs,

@@ -76,15 +76,17 @@ def details(token: str, index: int, padding: int = 0) -> str:
     return f"{token} {index} {'.' * padding}"
 
 
-def read(url: str) -> Stored:
-    """Read all, in one snapshot."""
+def read(urls: Sequence[str]) -> Stored:
+    """Read all, in one snapshot of each database; what a saga has in two of them shows as written twice."""
     states, logs = defaultdict(list), defaultdict(list)
-    with psycopg.connect(url, options="-c statement_timeout=0") as connection:
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        for saga, *state in connection.execute(STATES):
-            states[saga].append(State(*state))
-        for saga, text, transaction in connection.execute(LOGS):
-            token, index, _ = text.split(" ", 2)
-            logs[saga].append(LogRow(token, int(index), transaction))
-        sagas = {saga: (version, status, token) for saga, version, status, token in connection.execute(SAGAS)}
+    sagas: dict[str, tuple[int, str, str | None]] = {}
+    for url in urls:
+        with psycopg.connect(url, options="-c statement_timeout=0") as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            for saga, *state in connection.execute(STATES):
+                states[saga].append(State(*state))
+            for saga, text, transaction in connection.execute(LOGS):
+                token, index, _ = text.split(" ", 2)
+                logs[saga].append(LogRow(token, int(index), transaction))
+            sagas |= {saga: (version, status, token) for saga, version, status, token in connection.execute(SAGAS)}
     return Stored(states, logs, sagas)

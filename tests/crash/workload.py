@@ -28,6 +28,7 @@ from saga_store import (
     UnknownOutcomeError,
 )
 from saga_store.errors import SchemaError
+from saga_store.sharding import ShardedSagaStorage
 from saga_store.storage import SagaStorage
 from tests.crash.journal import Answer, Answered, Asked, Journal, now
 from tests.crash.tables import details
@@ -47,10 +48,10 @@ class Client:
     """Asks, and notes what it asked and what it was told."""
 
     def __init__(
-        self, storage: SagaStorage, engine: AsyncEngine, journal: Journal, name: str, *, ordered: bool
+        self, storage: SagaStorage, engines: Sequence[AsyncEngine], journal: Journal, name: str, *, ordered: bool
     ) -> None:
         self.storage = storage
-        self.engine = engine
+        self._engines = engines
         self.ordered = ordered
         self._journal = journal
         self._name = name
@@ -59,6 +60,10 @@ class Client:
     def asking(self, call: str, saga: UUID, **facts: Any) -> Asked:  # noqa: ANN401 - what Asked takes
         self._asked += 1
         return Asked(f"{self._name}.{self._asked}", call, str(saga), now(), **facts)
+
+    def engine_of(self, saga: UUID) -> AsyncEngine:
+        """Return the engine on the saga's database."""
+        return self._engines[self.storage.shard_of(saga) if isinstance(self.storage, ShardedSagaStorage) else 0]
 
     async def ask(self, asked: Asked, call: Callable[[], Awaitable[int | None]]) -> Answered:
         await self._journal.note(asked)
@@ -240,7 +245,7 @@ async def run(client: Client, rng: random.Random, saga: UUID) -> Answered:
     way: Callable[[SagaRun], Awaitable[None]]
     chance = rng.random()
     if chance < 0.2:
-        call, way = "run, into a session", partial(into_a_session, saga=saga, engine=client.engine, rng=rng)
+        call, way = "run, into a session", partial(into_a_session, saga=saga, engine=client.engine_of(saga), rng=rng)
     elif chance < 0.4:
         call, way = "run, cancelled and repeated", partial(cancelled_and_repeated, rng=rng)
     else:
