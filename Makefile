@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql screens houses setup demo bench bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash archive-kills fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
+.PHONY: help sql screens houses setup demo bench bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-retention: $(READY) ## measure letting go among writers, and archive, veri
 
 bench-flatness: $(READY) ## time each call among no others, 3,000,000 finished sagas and as many stubs; takes half an hour
 	$(BIN)/python -m benchmarks.flatness $(ARGS)
+
+shard-kill: $(READY) ## kill one server of four shards under load, for half a minute, and see who notices
+	@$(BIN)/python -m tests.shard_outage $(ARGS)
 
 archive-kills: $(READY) ## kill an archiver 200 times at random moments, and look for every saga; takes five minutes
 	@$(BIN)/python -m tests.retention.kills $(ARGS)
