@@ -15,6 +15,7 @@ from saga_store.errors import (
     SagaLeasedError,
     SagaNotFoundError,
     SagaStoreError,
+    SagaTimeoutError,
     SagaUnreadableError,
     SchemaError,
     ShardingError,
@@ -36,11 +37,13 @@ from saga_store.model import (
     LogStep,
     SagaExecution,
     SagaLogEntry,
+    SagaStart,
     SagaStatus,
     SagaStepStatus,
     StepAction,
 )
 from saga_store.run import SagaRun
+from saga_store.run_interface import IRunStorage, ISagaRun
 from saga_store.storage import SagaStorage
 
 __all__ = [
@@ -52,6 +55,8 @@ __all__ = [
     "IInspectionStorage",
     "IRecoveryStorage",
     "IRetentionStorage",
+    "IRunStorage",
+    "ISagaRun",
     "ISagaStorage",
     "InvalidSagaDataError",
     "LogStep",
@@ -66,10 +71,12 @@ __all__ = [
     "SagaLogEntry",
     "SagaNotFoundError",
     "SagaRun",
+    "SagaStart",
     "SagaStatus",
     "SagaStepStatus",
     "SagaStorage",
     "SagaStoreError",
+    "SagaTimeoutError",
     "SagaUnreadableError",
     "SchemaError",
     "ShardingError",

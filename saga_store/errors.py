@@ -9,6 +9,7 @@ Every error that a storage raises is one of these::
     ├── SagaConcurrencyError     somebody wrote in between           nothing was written
     ├── SagaLeasedError          somebody else works on it           nothing was written
     ├── SagaUnreadableError      its row is broken                   it was read, nothing else
+    ├── SagaTimeoutError         it took longer than was waited      it was read, nothing else
     ├── InvalidSagaDataError     refused before any SQL              nothing was written
     ├── ArchiverBusyError        another archiver has the turn       nothing was written
     ├── ShardingError            these aren't the shards they were   nothing was read or written
@@ -21,7 +22,7 @@ attributes and survives pickling; the database's own error, if there was one, is
 """
 
 import shlex
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 
@@ -65,13 +66,22 @@ class SagaArchivedError(SagaNotFoundError):
 
 
 class SagaAlreadyExistsError(SagaStoreError):
-    """The id is taken by another saga, which was left as it was."""
+    """The id is taken by another saga, which was left as it was.
 
-    def __init__(self, saga_id: UUID) -> None:
-        super().__init__(saga_id)
+    ``name`` is that saga's, where it was asked for one of another name; otherwise None.
+    """
+
+    def __init__(self, saga_id: UUID, name: str | None = None) -> None:
+        super().__init__(saga_id, name)
         self.saga_id = saga_id
+        self.name = name
 
     def __str__(self) -> str:
+        if self.name is not None:
+            return (
+                f"saga {self.saga_id} exists already under the name {self.name!r}, and was left as it was; ask for it "
+                "under that name, or use ids that differ for each kind of saga"
+            )
         return f"saga {self.saga_id} exists already and was left as it was; load it to resume it, or use a new id"
 
 
@@ -122,6 +132,23 @@ class SagaUnreadableError(SagaStoreError):
         return (
             f"saga {self.saga_id} is stored, but can't be read: {self.reason}; mend its row by SQL, or give it up with "
             "give_up_saga()"
+        )
+
+
+class SagaTimeoutError(SagaStoreError, TimeoutError):
+    """The saga wasn't finished when ``waited`` was over; it had ``status`` by then, and whoever works on it goes on."""
+
+    def __init__(self, saga_id: UUID, waited: timedelta, status: str) -> None:
+        super().__init__()
+        self.args = (saga_id, waited, status)
+        self.saga_id = saga_id
+        self.waited = waited
+        self.status = status
+
+    def __str__(self) -> str:
+        return (
+            f"saga {self.saga_id} is still {self.status} after {self.waited.total_seconds():g} s, and goes on; wait "
+            "again, or look with get_step_history() how far it is"
         )
 
 

@@ -2,8 +2,9 @@
 
 ``ISagaStorage`` is what a saga engine needs. ``ICheckpointStorage`` adds checkpoints and versions,
 ``IRecoveryStorage`` claims, ``IHistoryStorage`` histories that are read piece by piece,
-``IInspectionStorage`` what a person looks for, and ``IRetentionStorage`` archives; both storages of this package have
-all of it. Whoever implements one of them can run ``saga_store.testing`` against it.
+``IInspectionStorage`` what a person looks for, ``IRetentionStorage`` archives, and ``IRunStorage`` (in
+``run_interface``) what code that runs sagas needs. The storages of this package have all of it. Whoever implements one
+of them can run ``saga_store.testing`` against it.
 
 What holds for every method:
 

@@ -1,7 +1,7 @@
 """The storage in memory: PostgreSQL's twin for tests, with the same transactions, row locks and clock rules."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from uuid import UUID
@@ -23,7 +23,7 @@ from saga_store.inspection import (
 from saga_store.joining import Part
 from saga_store.memory_database import MemoryDatabase, MemorySession, Row, by_urgency
 from saga_store.memory_retention import MemoryKeepingStorage
-from saga_store.model import SagaExecution, SagaLogEntry
+from saga_store.model import UNFINISHED, SagaExecution, SagaLogEntry
 from saga_store.shard_records import ShardRecord, ShardState
 from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes
 from saga_store.write import Claim, Outcome, Settlement, Write
@@ -39,6 +39,8 @@ class MemorySagaStorage(MemoryKeepingStorage):
             ``MemorySession``: the storage joins that transaction, and the caller commits.
         max_context_bytes: As in ``SqlAlchemySagaStorage``.
     """
+
+    _seconds_between_looks = 0.005
 
     def __init__(
         self,
@@ -103,6 +105,10 @@ class MemorySagaStorage(MemoryKeepingStorage):
         row = view._row(saga_id)
         held = row is not None and row.is_leased(view._database._clock())
         return held and row is not None and (row.lease_owner, row.version) == (owner, version)
+
+    async def _fetch_unfinished(self, saga_ids: Sequence[UUID]) -> Collection[UUID]:
+        rows = (self._view()._row(saga_id) for saga_id in saga_ids)
+        return {row.id for row in rows if row is not None and row.status in UNFINISHED}
 
     async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:
         row = self._view()._row(saga_id)

@@ -102,6 +102,25 @@ class SagaExecution:
 
 
 @dataclass(frozen=True, slots=True)
+class SagaStart:
+    """A saga that was asked for by ``get_or_create_saga``.
+
+    Attributes:
+        created: Whether this call has created it; then it is the caller's to run.
+        name: What kind of saga it is.
+        status: Where it stands; PENDING if it was created.
+        context: A copy; of a saga that was there, what it has come to.
+        version: What fences the next write; 1 if it was created.
+    """
+
+    created: bool
+    name: str
+    status: SagaStatus
+    context: Context
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class SagaLogEntry:
     """One line of a saga's history; ``id`` gives the order, ``created_at`` the database's time."""
 

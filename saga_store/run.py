@@ -24,7 +24,6 @@ from saga_store.errors import (
     SagaStoreError,
     UnknownOutcomeError,
 )
-from saga_store.interface import ISagaStorage
 from saga_store.joining import Fate, Part
 from saga_store.model import (
     UNFINISHED,
@@ -36,6 +35,7 @@ from saga_store.model import (
     SagaStepStatus,
     StepAction,
 )
+from saga_store.run_interface import ISagaRun
 from saga_store.validation import (
     decode_context,
     encode_context,
@@ -149,45 +149,17 @@ class _Sent:
         return not self.is_expected_to_stay and not self.is_dropped
 
 
-class SagaRun(ISagaStorage):
-    """The six methods for one saga, buffered until ``commit()`` writes them as one checkpoint.
+class SagaRun(ISagaRun):
+    """The run of all storages of this package; ``ISagaRun`` says what it promises.
 
-    Made by ``storage.run(saga_id)``, to be used in ``async with``. Between two commits nothing is held: no
-    connection, no transaction, no lock. Instead the run remembers the version of the saga that it read first, and its
-    writes are refused if somebody else has changed the saga since.
-
-    - Reads see the run's own writes, whatever has become of them so far. A buffered log entry has a provisional id and
-      time, the final ones are given when it is written; its time will be the one at which it was logged.
-    - A write to a missing saga, a second create and bad input are refused at the call, not at the commit.
-    - Several tasks may use it at once, those of a TaskGroup for instance: its calls take turns, so whatever was
-      logged before a ``commit()`` is stored when that returns, and is stored once.
-    - Leaving the run, normally or by an exception, drops what isn't committed, as a SQLAlchemy session
-      does. Leaving it normally with something uncommitted also logs a warning, to the logger ``saga_store``.
-    - With a storage that is bound to a session or connection, ``commit()`` writes into the caller's
-      transaction, which remains the caller's to commit. So does ``commit(into=session)`` with any other storage.
-
-    With a lease, the run takes it on entering, and is the only one until the lease ends:
-
-    - It has to be entered with ``async with`` before it is used; otherwise its calls raise InvalidSagaDataError.
-    - Entering raises SagaLeasedError if somebody else holds it. One that has expired, or is held by the same
-      owner, is taken over. A saga that isn't there yet gets its lease with its creation.
-    - Each commit renews it, in the same statement; ``heartbeat()`` does it for a step that takes long.
-    - Leaving releases it, as does a commit that makes the saga COMPLETED or FAILED. That is seen through although
-      the task is cancelled, be it again and again, as by anyio; it takes ten seconds at most, and then the
-      cancellation goes on.
-    - Once somebody else has got it, every write of this run raises SagaConcurrencyError, also after
-      ``rollback()``, and nothing is written.
-
-    A method that is given another saga's id raises InvalidSagaDataError.
+    Made by ``storage.run(saga_id)``.
 
     Args:
         storage: Where the run reads and writes.
         saga_id: The saga that it is a run of.
-        write_ahead: Commit at once when a step is logged as STARTED, so that a crash inside the step leaves
-            a trace; it costs one more statement for each step.
+        write_ahead: Commit at once when a step is logged as STARTED.
         lease: Whose lease to take, and for how long.
-        renew: Renew the lease in the background, three times while it lasts, until the run is left. Only for
-            a storage that commits its own writes. A step that hangs then keeps its saga for ever.
+        renew: Renew the lease in the background, three times while it lasts, until the run is left.
     """
 
     def __init__(
@@ -222,15 +194,10 @@ class SagaRun(ISagaStorage):
 
     @property
     def saga_id(self) -> UUID:
-        """The saga that this is a run of."""
         return self._saga_id
 
     @property
     def version(self) -> int | None:
-        """The version that fences the next commit; None if the run has neither read nor created the saga.
-
-        After a ``commit(into=...)`` it is the one that the commit led to, unless the transaction was rolled back.
-        """
         version = self._seen.version if self._seen else self._fence
         for sent in self._sent:
             if sent.is_expected_to_stay:
@@ -272,13 +239,6 @@ class SagaRun(ISagaStorage):
             await see_through(self._leave(), _MOST_SECONDS_TO_LEAVE)
 
     async def create_saga(self, saga_id: UUID, name: str, context: Context) -> None:
-        """Buffer the creation of the saga.
-
-        Raises:
-            SagaAlreadyExistsError: The run has seen or created the saga already. If somebody else has, that
-                shows at the commit.
-            InvalidSagaDataError: See ``saga_store.interface``.
-        """
         self._check_id(saga_id)
         name, text = valid_name("name", name), self._encode(context)
         async with self._turn:
@@ -288,13 +248,6 @@ class SagaRun(ISagaStorage):
             self._buffered.name, self._buffered.context = name, text
 
     async def update_context(self, saga_id: UUID, context: Context, *, expected_version: int | None = None) -> None:
-        """Buffer the new context.
-
-        Raises:
-            SagaConcurrencyError: The run has seen another version than the expected one.
-            SagaNotFoundError: No saga has this id.
-            InvalidSagaDataError: See ``saga_store.interface``.
-        """
         self._check_id(saga_id)
         text, version = self._encode(context), valid_version(expected_version)
         async with self._turn:
@@ -302,13 +255,6 @@ class SagaRun(ISagaStorage):
             self._buffered.context = text
 
     async def update_status(self, saga_id: UUID, status: SagaStatus, *, expected_version: int | None = None) -> None:
-        """Buffer the new status.
-
-        Raises:
-            SagaConcurrencyError: The run has seen another version than the expected one.
-            SagaNotFoundError: No saga has this id.
-            InvalidSagaDataError: See ``saga_store.interface``.
-        """
         self._check_id(saga_id)
         status, version = valid_status(status), valid_version(expected_version)
         async with self._turn:
@@ -356,58 +302,15 @@ class SagaRun(ISagaStorage):
         ]
 
     async def commit(self, *, into: object = None) -> None:
-        """Write what is buffered as one checkpoint, in one statement; with nothing buffered, do nothing.
-
-        If the connection dies meanwhile, a storage that commits its own writes finds out by itself what came
-        of it, and raises UnknownOutcomeError only if it couldn't in time.
-
-        When it raises, everything stays buffered. After a cancellation, a timeout or UnknownOutcomeError what was sent
-        may be stored. To commit again is safe then: the same is sent again first, under the same id, and is written
-        once at most, log entries too; what has been buffered since is written after it.
-
-        With ``into`` it becomes part of the caller's transaction, beside what else is written there: fenced by the
-        run's version, and renewing its lease. When the transaction is committed, the run goes on from there. If it is
-        rolled back, be it to a savepoint or because the connection was lost, the run's version is what it was, and
-        the buffer is there again. If it isn't known which of the two happened, since the answer to COMMIT got lost,
-        the next call looks, and the next ``commit()`` settles it: it recognises what is there, and writes the rest.
-        Until the transaction ends, a commit that isn't into the same one is refused, and the lease isn't renewed
-        otherwise: nobody else gets at the locked row.
-
-        Args:
-            into: An ``AsyncSession`` or ``AsyncConnection`` on the storage's database; a ``MemorySession`` on the
-                twin's.
-
-        Raises:
-            SagaConcurrencyError: Somebody else has changed the saga since the run saw it.
-            SagaAlreadyExistsError: The run creates the saga, and somebody else has created it.
-            SagaNotFoundError: The saga was deleted since the run saw it.
-            InvalidSagaDataError: ``into`` is nothing of the kind, is in autocommit, or is of another database; or the
-                last commit is part of a transaction that is open still.
-        """
         self._check_entered()
         async with self._turn:
             await self._commit(into)
 
     async def rollback(self) -> None:
-        """Drop what isn't committed, and forget what was read: the next call reads the saga afresh.
-
-        What a transaction of the caller's has got, stays in it; and what was sent may be stored, if a commit was
-        cancelled or raised UnknownOutcomeError. The run goes on from there if it is.
-        """
         async with self._turn:
             self._drop()
 
     async def heartbeat(self) -> None:
-        """Renew the lease now, for as long as it was taken for; nothing buffered is written.
-
-        Without a lease to renew, since the saga is finished or not created yet, it does nothing. Nor does it while the
-        last commit is part of a transaction that is open: the row is locked, and the lease renewed in it.
-
-        Raises:
-            SagaConcurrencyError: Somebody else has got the lease, or has changed the saga.
-            SagaNotFoundError: The saga was deleted.
-            InvalidSagaDataError: This run was begun without a lease, or wasn't entered.
-        """
         if self._lease is None:
             raise InvalidSagaDataError("lease", "is none that this run holds; begin the run with an owner and a lease")
         self._check_entered()
@@ -417,10 +320,6 @@ class SagaRun(ISagaStorage):
                 await self._write_lease(Lease(lasts=self._lease.lasts))
 
     async def holds_lease(self) -> bool:
-        """Ask the storage whether this run still holds the lease, by the database's clock.
-
-        True can be out of date when it arrives; that a write is refused afterwards is certain.
-        """
         if self._lease is None or self._lease.owner is None:
             return False
         async with self._turn:

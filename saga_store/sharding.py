@@ -126,6 +126,9 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
     async def _peek(self, saga_id: UUID, most: int) -> ContextPeek:
         return await (await self._shard_with(saga_id))._peek(saga_id, most)
 
+    async def _wait(self, saga_id: UUID, seconds: float) -> None:
+        await (await self._shard_with(saga_id))._wait(saga_id, seconds)
+
     async def _settle(self, settlement: Settlement) -> None:
         await (await self._shard_with(settlement.saga_id))._settle(settlement)
 

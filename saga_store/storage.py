@@ -5,14 +5,23 @@ which two of them could drift apart.
 """
 
 import abc
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError, SagaArchivedError, SagaConcurrencyError, SagaStoreError
+from saga_store.errors import (
+    InvalidSagaDataError,
+    SagaAlreadyExistsError,
+    SagaArchivedError,
+    SagaConcurrencyError,
+    SagaNotFoundError,
+    SagaStoreError,
+    SagaTimeoutError,
+)
 from saga_store.inspection import (
     CONTEXT_SHOWN,
     HISTORY_SEEN,
@@ -45,6 +54,7 @@ from saga_store.model import (
     LogStep,
     SagaExecution,
     SagaLogEntry,
+    SagaStart,
     SagaStatus,
     SagaStepStatus,
     StepAction,
@@ -52,10 +62,12 @@ from saga_store.model import (
 from saga_store.retention_model import Retention
 from saga_store.retention_storage import RetentionStorage, checked_terms
 from saga_store.run import Joined, SagaRun
+from saga_store.run_interface import IRunStorage
 from saga_store.shard_records import ShardRecord, ShardState
 from saga_store.validation import (
     DEFAULT_MAX_CONTEXT_BYTES,
     check_size,
+    decode_context,
     encode_context,
     valid_count,
     valid_end,
@@ -69,6 +81,7 @@ from saga_store.validation import (
     valid_step,
     valid_version,
 )
+from saga_store.waiting import Look, Waiting
 from saga_store.write import Claim, Lease, Outcome, Settlement, Write, checked
 
 _ALL = SagaQuery()
@@ -86,12 +99,15 @@ class SagaState(NamedTuple):
     version: int
 
 
-class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspectionStorage):
+class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspectionStorage, IRunStorage):
     """Base of the storages: give it ``_apply``, ``_claim`` and the reads, and it keeps the contract."""
 
     _max_context_bytes = DEFAULT_MAX_CONTEXT_BYTES
     _joins = False
     """Whether its writes are part of a transaction that the caller commits."""
+    _seconds_between_looks = 0.25
+    """How often it looks whether sagas are over that somebody waits for."""
+    _waiting: Waiting | None = None
 
     @abc.abstractmethod
     def _apply(self, write: Write) -> Awaitable[Outcome]:
@@ -169,6 +185,25 @@ class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspecti
     @abc.abstractmethod
     async def _settle(self, settlement: Settlement) -> None:
         """Do what ``settle_step`` promises."""
+
+    async def _fetch_unfinished(self, saga_ids: Sequence[UUID]) -> Collection[UUID]:
+        """Return those of these sagas that are there and unfinished."""
+        unfinished = set[UUID]()
+        for saga_id in saga_ids:
+            with suppress(SagaNotFoundError):
+                if (await self._fetch_state(saga_id)).status in UNFINISHED:
+                    unfinished.add(saga_id)
+        return unfinished
+
+    def _where_to_look(self) -> Look:
+        """Decide where to look for a saga, in the context of whoever waits for it; no I/O."""
+        return Look(self._fetch_unfinished)
+
+    async def _wait(self, saga_id: UUID, seconds: float) -> None:
+        """Wait until the saga may be over, together with all who wait for sagas in the same place."""
+        if self._waiting is None:
+            self._waiting = Waiting(self._seconds_between_looks)
+        await self._waiting.wait(saga_id, self._where_to_look(), seconds)
 
     async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:  # noqa: ARG002 - for those that keep them
         """Return the ids of the saga's last writes, as far as they had one; nothing if it isn't there."""
@@ -390,6 +425,36 @@ class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspecti
             )
         )
 
+    async def get_or_create_saga(self, saga_id: UUID, name: str, context: Context) -> SagaStart:
+        saga_id, name, text = valid_id(saga_id), valid_name("name", name), encode_context(context)
+        # That it expects version 0 has a lost answer found out, as the creations of runs do.
+        creation = Write(saga_id, name=name, context=text, expected_version=0)
+        start = await self._create_or_fetch(creation) or await self._create_or_fetch(creation)
+        if start is None:
+            raise SagaAlreadyExistsError(saga_id)
+        if start.name != name:
+            raise SagaAlreadyExistsError(saga_id, start.name)
+        return start
+
+    async def wait_for_saga(self, saga_id: UUID, timeout: timedelta) -> SagaExecution:  # noqa: ASYNC109 - as in the interface
+        saga_id, timeout = valid_id(saga_id), valid_period("timeout", timeout)
+        if self._joins:
+            raise InvalidSagaDataError(
+                "bind",
+                "must be one with which the storage commits its own calls: your transaction would be open for as long "
+                "as it waits; wait with a storage that is bound to the engine",
+            )
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout.total_seconds()
+        saga = await self._fetch_saga(saga_id)
+        while saga.status in UNFINISHED:
+            left = deadline - loop.time()
+            if left <= 0:
+                raise SagaTimeoutError(saga_id, timeout, saga.status.value)
+            await self._wait(saga_id, left)
+            saga = await self._fetch_saga(saga_id)
+        return saga
+
     def run(
         self,
         saga_id: UUID,
@@ -399,12 +464,6 @@ class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspecti
         lease: timedelta | None = None,
         renew: bool = False,
     ) -> SagaRun:
-        """Begin a unit of work on one saga, to be entered with ``async with``; see ``SagaRun``.
-
-        Raises:
-            InvalidSagaDataError: The id is no UUID; an owner without a lease, or a lease without an owner; ``renew``
-                with a storage that joins a transaction.
-        """
         saga_id = valid_id(saga_id)
         if owner is None and lease is None and not renew:
             return SagaRun(self, saga_id, write_ahead=write_ahead)
@@ -416,6 +475,23 @@ class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspecti
             )
         taken = Lease(valid_name("owner", owner), valid_period("lease", lease))
         return SagaRun(self, saga_id, write_ahead=write_ahead, lease=taken, renew=renew)
+
+    async def _create_or_fetch(self, creation: Write) -> SagaStart | None:
+        """Return None if the id is taken, and nothing is there: it was forgotten meanwhile, or reads lead elsewhere."""
+        try:
+            await self._write(creation)
+        except SagaAlreadyExistsError:
+            try:
+                saga = await self._fetch_saga(creation.saga_id)
+            except SagaArchivedError:
+                raise
+            except SagaNotFoundError:
+                return None
+            return SagaStart(
+                created=False, name=saga.name, status=saga.status, context=saga.context, version=saga.version
+            )
+        context = decode_context(creation.context or "{}")
+        return SagaStart(created=True, name=creation.name or "", status=SagaStatus.PENDING, context=context, version=1)
 
     async def _intervene(  # noqa: PLR0913, PLR0917 - what the three verbs are given, and what they decide
         self,

@@ -11,7 +11,7 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
 from saga_store.testing.commit_into import Joinable
 from saga_store.testing.differential import DifferentialContract, TransactionDifferentialContract
-from saga_store.testing.run import RunUnit
+from saga_store.testing.lease import LeaseUnit
 from saga_store.testing.transaction import Transactions
 from tests.test_contract import JOINING_BINDS, OWNING_BINDS, PostgreSQLFixtures
 
@@ -26,7 +26,7 @@ class TestPostgreSQL(PostgreSQLFixtures, DifferentialContract):
         return owning, joining
 
     @pytest.fixture
-    def unit(self, binds: tuple[str, str], engine: AsyncEngine) -> RunUnit:
+    def unit(self, binds: tuple[str, str], engine: AsyncEngine) -> LeaseUnit:
         storage = SqlAlchemySagaStorage(OWNING_BINDS[binds[0]](engine))
         return lambda: nullcontext(storage)
 

@@ -6,7 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -24,12 +24,14 @@ ERRORS = [
     errors.SagaArchivedError(SAGA_ID, "s3://archive/2024/1.jsonl.gz", datetime(2024, 1, 1, tzinfo=UTC)),
     errors.SagaArchivedError(SAGA_ID, None, datetime(2024, 1, 1, tzinfo=UTC)),
     errors.SagaAlreadyExistsError(SAGA_ID),
+    errors.SagaAlreadyExistsError(SAGA_ID, "refund"),
     errors.SagaConcurrencyError(SAGA_ID, 1, 2),
     errors.SagaLeasedError(SAGA_ID, "worker-1", datetime(2024, 1, 1, tzinfo=UTC)),
     errors.SagaUnreadableError(SAGA_ID, "a time is infinity"),
     errors.InvalidSagaDataError("name", "must not be empty"),
     errors.ArchiverBusyError("pid 4711"),
     errors.StorageUnavailableError("the server is down", "57P03"),
+    errors.SagaTimeoutError(SAGA_ID, timedelta(seconds=5), "RUNNING"),
     errors.UnknownOutcomeError(SAGA_ID),
     errors.UnknownOutcomeError(None),
     errors.ShardingError("storage 0 is shard 1 of 2"),
@@ -138,11 +140,13 @@ ALLOWED = {
     "telling": {"inspection", "model"},
     "retention_model": {"model"},
     "interface": {"retention_model", "inspection", "model", "errors"},
+    "run_interface": {"interface", "model"},
+    "waiting": set(),
     "write": {"inspection", "validation", "model", "errors"},
     "write_ids": {"write"},
     "cancellation": set(),
     "joining": set(),
-    "run": {"cancellation", "joining", "interface", "write", "write_ids", "validation", "model", "errors"},
+    "run": {"cancellation", "joining", "run_interface", "write", "write_ids", "validation", "model", "errors"},
     "retention_storage": {"retention_model", "inspection", "interface", "validation", "model", "errors"},
     "storage": {
         "retention_storage",
@@ -151,7 +155,9 @@ ALLOWED = {
         "inspection",
         "interface",
         "run",
+        "run_interface",
         "shard_records",
+        "waiting",
         "write",
         "validation",
         "model",
@@ -221,6 +227,7 @@ ALLOWED = {
         "errors",
     },
     "sqlalchemy": {
+        "waiting",
         "shard_records",
         "sqlalchemy",
         "retention_storage",
@@ -275,17 +282,19 @@ ALLOWED = {
     # The kit is a user of the public face; the twin is what it compares other storages with.
     "testing": {
         "testing",
+        "schema",
         "memory",
         "retention_model",
         "inspection",
         "interface",
         "storage",
         "run",
+        "run_interface",
         "validation",
         "model",
         "errors",
     },
-    "__init__": {"memory", "storage", "run", "interface", "model", "errors"},
+    "__init__": {"memory", "storage", "run", "run_interface", "interface", "model", "errors"},
 }
 
 

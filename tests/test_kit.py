@@ -17,12 +17,15 @@ from saga_store.testing import (
     CommitIntoContract,
     Contract,
     HistoryStreamContract,
+    JoinedWaitContract,
     LeaseContract,
     LeaseRaceContract,
     RecoveryStorageContract,
     RunContract,
     RunRaceContract,
+    StartContract,
     TransactionContract,
+    WaitContract,
 )
 
 STORAGE = """\
@@ -101,6 +104,9 @@ class WholeKit(
     RecoveryStorageContract,
     HistoryStreamContract,
     RunContract,
+    StartContract,
+    WaitContract,
+    JoinedWaitContract,
     RunRaceContract,
     CommitIntoContract,
     LeaseContract,

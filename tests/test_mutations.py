@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,8 +34,10 @@ from saga_store import (
     SagaExecution,
     SagaLogEntry,
     SagaNotFoundError,
+    SagaStart,
     SagaStatus,
     SagaStoreError,
+    SagaTimeoutError,
 )
 from saga_store.inspection import (
     ContextPeek,
@@ -84,6 +86,7 @@ from saga_store.testing import (
     InterventionContract,
     IsolationContract,
     Joinable,
+    JoinedWaitContract,
     LeaseContract,
     LockContract,
     RecoveryStorageContract,
@@ -92,6 +95,7 @@ from saga_store.testing import (
     RetentionRaceContract,
     RunRaceContract,
     StalenessContract,
+    StartContract,
     StateContract,
     StubContract,
     TransactionalContract,
@@ -99,6 +103,7 @@ from saga_store.testing import (
     Transactions,
     VersionContract,
     VersionRaceContract,
+    WaitContract,
 )
 from saga_store.validation import valid_version
 from saga_store.write import Claim, Lease, Outcome, Settlement, Write
@@ -167,7 +172,13 @@ class CommittingTwin(AgingTwin):
 
 
 class SoundCommittingTwin(
-    CommittingTwin, RunRaceContract, CommitIntoContract, StubContract, RetentionContract, RetentionRaceContract
+    CommittingTwin,
+    RunRaceContract,
+    CommitIntoContract,
+    WaitContract,
+    StubContract,
+    RetentionContract,
+    RetentionRaceContract,
 ):
     """The control of these."""
 
@@ -180,6 +191,8 @@ class SoundTwin(
     HistoryStreamContract,
     InspectionContract,
     LeaseContract,
+    StartContract,
+    JoinedWaitContract,
     HoldContract,
 ):
     """The control: the whole kit on the twin as it is."""
@@ -1151,7 +1164,72 @@ class SharesTurns(MemorySagaStorage):
             yield turn
 
 
-COMMITTING = (RunRaceContract, CommitIntoContract, StubContract, RetentionContract, RetentionRaceContract)
+# Sagas that are begun, and waited for
+
+
+class LooksThenStarts(MemorySagaStorage):
+    """Looks whether the saga is there, and takes its answer for granted."""
+
+    async def get_or_create_saga(self, saga_id: UUID, name: str, context: Context) -> SagaStart:
+        try:
+            await self.get_saga(saga_id)
+        except SagaNotFoundError:
+            await asyncio.sleep(0)
+            await self._write(Write(saga_id, name=name, context=json.dumps(context)))
+        return await super().get_or_create_saga(saga_id, name, context)
+
+
+class TakesAnyName(MemorySagaStorage):
+    """Returns whatever saga has the id."""
+
+    async def get_or_create_saga(self, saga_id: UUID, name: str, context: Context) -> SagaStart:
+        with suppress(SagaNotFoundError):
+            name = (await self.get_saga(saga_id)).name
+        return await super().get_or_create_saga(saga_id, name, context)
+
+
+class StartsAnew(MemorySagaStorage):
+    """Gives a saga that is there the context that it was asked for with."""
+
+    async def get_or_create_saga(self, saga_id: UUID, name: str, context: Context) -> SagaStart:
+        start = await super().get_or_create_saga(saga_id, name, context)
+        if not start.created:
+            await self.update_context(saga_id, context)
+        return start
+
+
+class ReturnsTooEarly(MemorySagaStorage):
+    """Returns what is there when the time is over."""
+
+    async def wait_for_saga(self, saga_id: UUID, timeout: timedelta) -> SagaExecution:  # noqa: ASYNC109 - as in the interface
+        try:
+            return await super().wait_for_saga(saga_id, timeout)
+        except SagaTimeoutError:
+            return await self.get_saga(saga_id)
+
+
+class ReturnsWhatItWaitedFor(MemorySagaStorage):
+    """Returns the saga as it was before the wait."""
+
+    async def wait_for_saga(self, saga_id: UUID, timeout: timedelta) -> SagaExecution:  # noqa: ASYNC109 - likewise
+        before = await self.get_saga(saga_id)
+        return replace(before, status=(await super().wait_for_saga(saga_id, timeout)).status)
+
+
+class TellsOne(MemorySagaStorage):
+    """Lets one caller at a time wait for a saga."""
+
+    waiting: ClassVar[set[UUID]] = set()
+
+    async def _wait(self, saga_id: UUID, seconds: float) -> None:
+        if saga_id in self.waiting:
+            raise SagaTimeoutError(saga_id, timedelta(seconds=seconds), SagaStatus.PENDING)
+        self.waiting.add(saga_id)
+        await super()._wait(saga_id, seconds)
+        self.waiting.remove(saga_id)
+
+
+COMMITTING = (RunRaceContract, CommitIntoContract, WaitContract, StubContract, RetentionContract, RetentionRaceContract)
 """The subjects of storages that commit each call by themselves."""
 
 
@@ -1180,6 +1258,12 @@ class Mutant:
 
 
 MUTANTS = (
+    Mutant(LooksThenStarts, StartContract, "test_one_caller_creates_it"),
+    Mutant(TakesAnyName, StartContract, "test_one_of_another_name_is_refused"),
+    Mutant(StartsAnew, StartContract, "test_a_saga_that_is_there_is_left"),
+    Mutant(ReturnsTooEarly, WaitContract, "test_time_runs_out[0:00:00]"),
+    Mutant(ReturnsWhatItWaitedFor, WaitContract, "test_the_end_is_waited_for[COMPLETED]"),
+    Mutant(TellsOne, WaitContract, "test_all_who_wait_are_told"),
     Mutant(ForgetsVersions, VersionContract, "test_other_version_is_refused[update_context]"),
     Mutant(CountsEntries, VersionContract, "test_entries_leave_the_version"),
     Mutant(CountsDifferences, VersionContract, "test_same_value_counts"),

@@ -30,7 +30,9 @@ from saga_store.testing import (
     RunContract,
     RunRaceContract,
     SettlementRaceContract,
+    StartContract,
     StubContract,
+    WaitContract,
 )
 from saga_store.testing.postgres import embedded
 from tests.databases import Database, Databases
@@ -73,6 +75,8 @@ class TestMemoryShards(
     RecoveryStorageContract,
     HistoryStreamContract,
     RunContract,
+    StartContract,
+    WaitContract,
     RunRaceContract,
     CommitIntoContract,
     LeaseContract,
@@ -170,6 +174,8 @@ class TestOneServer(
     RecoveryStorageContract,
     HistoryStreamContract,
     RunContract,
+    StartContract,
+    WaitContract,
     RunRaceContract,
     CommitIntoContract,
     LeaseContract,
@@ -191,6 +197,8 @@ class TestTwoServers(
     RecoveryStorageContract,
     HistoryStreamContract,
     RunContract,
+    StartContract,
+    WaitContract,
     RunRaceContract,
     CommitIntoContract,
     LeaseContract,

@@ -68,7 +68,7 @@ def test_what_is_no_telemetry_is_refused(make_engine: Callable[[str], AsyncEngin
 class TestNames:
     def test_every_call_has_one(self) -> None:
         """Whatever a storage fetches or writes is told by the name of the method that people call."""
-        primitives = SagaStorage.__abstractmethods__ | {"_fetch_state", "_recent_writes"}
+        primitives = SagaStorage.__abstractmethods__ | {"_fetch_state", "_recent_writes", "_fetch_unfinished"}
         # The last two give something to work with, which sends what it sends in calls of its own.
         others = {"_apply", "_archiving", "_snapshot"}
         assert {name for name in primitives if name.startswith("_")} == OPERATIONS.keys() | others

@@ -22,14 +22,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
-from contextvars import Context, copy_context
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError, UnknownOutcomeError
 from saga_store.sqlalchemy.execution import pauses
 from saga_store.sqlalchemy.failures import LOCK_NOT_AVAILABLE
-from saga_store.sqlalchemy.observation import Observer
+from saga_store.sqlalchemy.observation import Observer, copy_detached_context
 from saga_store.write import Outcome, Write
 
 # A batch is closed by the write that reaches either; the bytes are those of contexts and details.
@@ -163,15 +163,11 @@ class GroupCommit(Generic[T]):
             # Whoever happens to flush isn't to lend the others their context.
             queue = _Queue(loop, self._make_writer(target.neutral()), Context, self._observer)
         else:
-            queue = _Queue(loop, self._make_writer(target), self._copy_context, self._observer)
+            queue = _Queue(
+                loop, self._make_writer(target), lambda: copy_detached_context(self._observer), self._observer
+            )
         self._queues[key] = queue
         return queue
-
-    def _copy_context(self) -> Context:
-        context = copy_context()
-        if self._observer is not None:
-            self._observer.detach(context)
-        return context
 
     def _change_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._changing_loops:

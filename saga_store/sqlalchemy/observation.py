@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -27,6 +27,7 @@ OPERATIONS = {
     "_fetch_in_doubt": ("get_in_doubt_steps", LOGS),
     "_is_held": ("renew_lease", SAGAS),
     "_recent_writes": ("get_recent_writes", SAGAS),
+    "_fetch_unfinished": ("wait_for_saga", SAGAS),
     "_claim": ("claim_sagas", SAGAS),
     "_find": ("find_sagas", SAGAS),
     "_count": ("count_sagas", SAGAS),
@@ -170,6 +171,14 @@ class Observer:
         if what not in self._complained:
             self._complained.add(what)
             _logger.warning("the telemetry's %s() failed, and is left alone when it does again", what, exc_info=exc)
+
+
+def copy_detached_context(observer: Observer | None) -> Context:
+    """Return a copy of the caller's context for what is done for others, too: without the caller's span."""
+    context = copy_context()
+    if observer is not None:
+        observer.detach(context)
+    return context
 
 
 def _saga_id(argument: object) -> UUID | None:

@@ -114,6 +114,13 @@ FROM claimed
 ORDER BY tried, unchanged_since, id
 """)  # noqa: S608 - put together from constants
 
+# For all who wait for sagas at once. No condition on the status: the index of living sagas has nothing to do with it.
+UNFINISHED = Statement("""
+SELECT id, status IN ('PENDING', 'RUNNING', 'COMPENSATING') AS is_unfinished
+FROM saga_executions
+WHERE id = ANY (CAST(CAST(:saga_ids AS text) AS uuid[]))
+""")
+
 HOLDS = Statement("""
 SELECT lease_owner = CAST(:owner AS text) AND version = :version AND lease_expires_at > statement_timestamp() AS held
 FROM saga_executions

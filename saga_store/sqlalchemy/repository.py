@@ -1,9 +1,10 @@
 """The storage: its writes through ``writer``, its reads and claims as statements of their own."""
 
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +36,7 @@ from saga_store.sqlalchemy.execution import Executor, News
 from saga_store.sqlalchemy.following import take_part
 from saga_store.sqlalchemy.group_commit import GroupCommit
 from saga_store.sqlalchemy.lost_answers import read_ids
-from saga_store.sqlalchemy.observation import Observer
+from saga_store.sqlalchemy.observation import Observer, copy_detached_context
 from saga_store.sqlalchemy.read_sql import (
     CLAIM,
     EXHAUSTED,
@@ -49,6 +50,7 @@ from saga_store.sqlalchemy.read_sql import (
     SHARD_STATE,
     STALE,
     STATE,
+    UNFINISHED,
 )
 from saga_store.sqlalchemy.retention import KeepingStorage
 from saga_store.sqlalchemy.retention_reading import as_entry
@@ -66,6 +68,7 @@ from saga_store.validation import (
     valid_period,
     valid_schema,
 )
+from saga_store.waiting import Look
 from saga_store.write import Claim, Outcome, Settlement, Write
 
 _logger = logging.getLogger("saga_store")
@@ -134,6 +137,7 @@ class SqlAlchemySagaStorage(KeepingStorage):
         if group_by is not None and not callable(group_by):
             raise TypeError(f"group_by must be a function that returns a key, not {group_by!r}")
         self._retry_seconds = valid_period("retry_for", retry_for).total_seconds()
+        self._group_by = group_by
         self._news = News()
         self._schema = schema
         self._joins = isinstance(self._bind, JoinedBind)
@@ -260,6 +264,23 @@ class SqlAlchemySagaStorage(KeepingStorage):
     async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:
         rows = await self._execute(RECENT_WRITES, {"saga_ids": ids_as_text([saga_id])})
         return [write_id for (_, _, recent, _) in rows for write_id in read_ids(recent)]
+
+    def _where_to_look(self) -> Look:
+        target = self._bind.target(writes=False)
+        if self._group_by is not None:
+            return Look(
+                partial(self._fetch_unfinished, at=self._at(target)),
+                (target.key, self._group_by()),
+                partial(copy_detached_context, self._observer),
+            )
+        if isinstance(target, PoolTarget):
+            target = target.neutral()
+        return Look(partial(self._fetch_unfinished, at=self._at(target)), target.key)
+
+    async def _fetch_unfinished(self, saga_ids: Sequence[UUID], *, at: Executor | None = None) -> Collection[UUID]:
+        at = at or self._executor(writes=False)
+        rows = await at.execute(UNFINISHED, {"saga_ids": ids_as_text(saga_ids)})
+        return [UUID(int=saga_id.int) for saga_id, is_unfinished in rows if is_unfinished]
 
     async def _fetch_shard_state(self) -> ShardState:
         [(cluster, index, count, name, is_empty, database)] = await self._execute(SHARD_STATE, {})

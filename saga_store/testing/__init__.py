@@ -2,7 +2,8 @@
 
 ``SagaStorageContract`` is for any ``ISagaStorage``, ``CheckpointStorageContract`` for any ``ICheckpointStorage``,
 ``RecoveryStorageContract`` for what an ``IRecoveryStorage`` adds to it, ``HistoryStreamContract`` for what an
-``IHistoryStorage`` does, ``InspectionContract`` for what an ``IInspectionStorage`` does, ``HoldContract``,
+``IHistoryStorage`` does, ``StartContract``, ``RunContract`` and ``WaitContract`` for what an ``IRunStorage`` does,
+``InspectionContract`` for what an ``IInspectionStorage`` does, ``HoldContract``,
 ``StubContract``, ``RetentionContract`` and ``RetentionRaceContract`` for what an ``IRetentionStorage`` does,
 ``TransactionContract`` for a storage that joins a transaction of the caller's. Needs the extra ``testing``.
 """
@@ -34,9 +35,11 @@ pytest.register_assert_rewrite(
             "retention",
             "run",
             "staleness",
+            "starting",
             "state",
             "transaction",
             "version",
+            "waiting",
         )
     )
 )
@@ -60,6 +63,7 @@ from saga_store.testing.refusal import CheckpointRefusalContract, RefusalContrac
 from saga_store.testing.retention import HoldContract, RetentionContract, RetentionRaceContract, StubContract
 from saga_store.testing.run import RunContract, RunRaceContract, RunUnit
 from saga_store.testing.staleness import StalenessContract
+from saga_store.testing.starting import StartContract
 from saga_store.testing.state import StateContract
 from saga_store.testing.suite import (
     CheckpointStorageContract,
@@ -77,6 +81,7 @@ from saga_store.testing.transaction import (
     Transactions,
 )
 from saga_store.testing.version import VersionContract
+from saga_store.testing.waiting import JoinedWaitContract, WaitContract
 
 __all__ = [
     "BAD_INPUTS",
@@ -108,6 +113,7 @@ __all__ = [
     "IsolationContract",
     "Joinable",
     "JoinableFor",
+    "JoinedWaitContract",
     "LeaseContract",
     "LeaseRaceContract",
     "LockContract",
@@ -122,6 +128,7 @@ __all__ = [
     "SagaTransactionContract",
     "SettlementRaceContract",
     "StalenessContract",
+    "StartContract",
     "StateContract",
     "StubContract",
     "Together",
@@ -132,4 +139,5 @@ __all__ = [
     "Unit",
     "VersionContract",
     "VersionRaceContract",
+    "WaitContract",
 ]

@@ -13,7 +13,7 @@ import pytest
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaNotFoundError
 from saga_store.interface import IRecoveryStorage, ISagaStorage
 from saga_store.model import SagaStatus, SagaStepStatus
-from saga_store.run import SagaRun
+from saga_store.run_interface import ISagaRun
 from saga_store.testing.contract import Contract, Together, new_saga, observe
 from saga_store.testing.run import RunUnit
 from saga_store.testing.transaction import Transaction
@@ -362,9 +362,9 @@ class CommitIntoContract(Contract):
         assert len([record for record in caplog.records if record.name == "saga_store"]) == 1
 
 
-async def _log(run: SagaRun, name: str) -> None:
+async def _log(run: ISagaRun, name: str) -> None:
     await run.log_step(run.saga_id, name, "act", _COMPLETED)
 
 
-async def _steps(storage: ISagaStorage, run: SagaRun) -> list[str]:
+async def _steps(storage: ISagaStorage, run: ISagaRun) -> list[str]:
     return [entry.step_name for entry in await storage.get_step_history(run.saga_id)]

@@ -1,7 +1,10 @@
 """Subject: the lease that a run takes, renews and releases."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from typing import TypeAlias
 from uuid import UUID, uuid4
 
 import pytest
@@ -9,10 +12,13 @@ import pytest
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaLeasedError, SagaNotFoundError
 from saga_store.interface import IRecoveryStorage
 from saga_store.model import Checkpoint, SagaExecution, SagaStatus, SagaStepStatus
-from saga_store.run import SagaRun
+from saga_store.run_interface import ISagaRun
+from saga_store.storage import SagaStorage
 from saga_store.testing.claim import Age, AgingContract
 from saga_store.testing.contract import new_saga
-from saga_store.testing.run import RunUnit
+
+LeaseUnit: TypeAlias = Callable[[], AbstractAsyncContextManager[SagaStorage]]
+"""A unit of work of a storage whose runs take leases, with all that this package's storages have."""
 
 _NOW = timedelta(0)
 _HOUR = timedelta(hours=1)
@@ -26,7 +32,7 @@ class LeaseContract(AgingContract):
     """What ``storage.run(saga_id, owner=..., lease=...)`` promises, in whatever transaction."""
 
     async def test_entering_takes_the_lease_and_leaving_releases_it(
-        self, unit: RunUnit, storage: IRecoveryStorage
+        self, unit: LeaseUnit, storage: IRecoveryStorage
     ) -> None:
         """Within the run the saga is leased, and nobody's afterwards; neither counts as an attempt."""
         saga_id = await new_saga(storage)
@@ -41,7 +47,7 @@ class LeaseContract(AgingContract):
         saga = await storage.get_saga(saga_id)
         assert (saga.lease_owner, saga.lease_expires_at, saga.version) == (None, None, 3)
 
-    async def test_a_second_taker_is_refused(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_a_second_taker_is_refused(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """The error of a second taker names the holder and the end of the lease; nothing is changed."""
         saga = await _claimed(storage, "worker-1")
         async with unit() as bound:
@@ -52,7 +58,7 @@ class LeaseContract(AgingContract):
         assert refusal.value.saga_id == saga.id
         assert await storage.get_saga(saga.id) == saga
 
-    async def test_the_holder_may_take_it_again(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_the_holder_may_take_it_again(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """Who has claimed a saga enters a run of it under the same name, and without another attempt."""
         saga = await _claimed(storage, "worker-1")
         async with unit() as bound, bound.run(saga.id, owner="worker-1", lease=2 * _HOUR):
@@ -60,14 +66,14 @@ class LeaseContract(AgingContract):
         assert (taken.version, taken.recovery_attempts) == (saga.version + 1, saga.recovery_attempts)
         assert taken.lease_expires_at == taken.updated_at + 2 * _HOUR
 
-    async def test_an_expired_lease_can_be_taken(self, unit: RunUnit, storage: IRecoveryStorage, age: Age) -> None:
+    async def test_an_expired_lease_can_be_taken(self, unit: LeaseUnit, storage: IRecoveryStorage, age: Age) -> None:
         """A lease that has expired keeps nobody out."""
         saga = await _claimed(storage, "worker-1")
         await age(saga.id, _HOUR)
         async with unit() as bound, bound.run(saga.id, owner="worker-2", lease=_HOUR):
             assert (await bound.get_saga(saga.id)).lease_owner == "worker-2"
 
-    async def test_commits_and_heartbeats_renew(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_commits_and_heartbeats_renew(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """Each commit moves the end of the lease, one of log entries alone too, and so does ``heartbeat()``.
 
         Renewing alone leaves version and time of change as they are.
@@ -95,7 +101,7 @@ class LeaseContract(AgingContract):
             assert ends == sorted(set(ends), key=str)
             assert await run.holds_lease()
 
-    async def test_finishing_in_a_run_ends_its_lease(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_finishing_in_a_run_ends_its_lease(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """A commit that finishes the saga clears the lease; later heartbeats and leaving the run do nothing."""
         saga_id = await new_saga(storage)
         async with unit() as bound, bound.run(saga_id, owner="worker-1", lease=_HOUR) as run:
@@ -108,7 +114,7 @@ class LeaseContract(AgingContract):
         saga = await storage.get_saga(saga_id)
         assert (saga.lease_owner, saga.lease_expires_at, saga.version) == (None, None, 3)
 
-    async def test_an_error_releases_too(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_an_error_releases_too(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """Leaving by an exception drops what isn't committed, and releases the lease."""
         saga_id = await new_saga(storage)
         async with unit() as bound:
@@ -117,7 +123,7 @@ class LeaseContract(AgingContract):
         saga = await storage.get_saga(saga_id)
         assert (saga.lease_owner, saga.context) == (None, {})
 
-    async def test_a_new_saga_is_born_leased(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_a_new_saga_is_born_leased(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """A run that creates its saga holds the lease from then on."""
         saga_id = uuid4()
         async with unit() as bound, bound.run(saga_id, owner="worker-1", lease=_HOUR) as run:
@@ -133,7 +139,7 @@ class LeaseContract(AgingContract):
             assert await run.holds_lease()
         assert (await storage.get_saga(saga_id)).lease_owner is None
 
-    async def test_it_has_to_be_entered(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_it_has_to_be_entered(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """A run with a lease that isn't entered refuses every call, and says how to enter it; nothing is written."""
         saga_id = await new_saga(storage)
         before = await storage.get_saga(saga_id)
@@ -145,7 +151,7 @@ class LeaseContract(AgingContract):
             assert not await run.holds_lease()
         assert await storage.get_saga(saga_id) == before
 
-    async def test_a_bad_lease_is_refused(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_a_bad_lease_is_refused(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """A lease needs an owner and a duration, and a run without one has nothing to renew or to hold."""
         saga_id = await new_saga(storage)
         async with unit() as bound:
@@ -164,7 +170,7 @@ class LeaseContract(AgingContract):
 class LeaseRaceContract(AgingContract):
     """What becomes of a run whose lease somebody else has got; for storages that commit each call."""
 
-    async def test_who_lost_the_lease_is_refused(self, unit: RunUnit, storage: IRecoveryStorage, age: Age) -> None:
+    async def test_who_lost_the_lease_is_refused(self, unit: LeaseUnit, storage: IRecoveryStorage, age: Age) -> None:
         """Whatever a run does after somebody else got its lease is refused, also after a rollback."""
         saga_id = await new_saga(storage)
         async with unit() as bound, bound.run(saga_id, owner="worker-1", lease=_HOUR) as run:
@@ -186,7 +192,7 @@ class LeaseRaceContract(AgingContract):
         assert await storage.get_step_history(saga_id) == []
 
     async def test_leaving_doesnt_release_what_others_hold(
-        self, unit: RunUnit, storage: IRecoveryStorage, age: Age
+        self, unit: LeaseUnit, storage: IRecoveryStorage, age: Age
     ) -> None:
         """A run that lost its lease leaves the new holder's alone when it is left."""
         saga_id = await new_saga(storage)
@@ -200,7 +206,7 @@ class LeaseRaceContract(AgingContract):
         assert (await storage.get_saga(saga_id)).lease_owner is None
 
     async def test_an_expired_lease_that_nobody_took_goes_on(
-        self, unit: RunUnit, storage: IRecoveryStorage, age: Age
+        self, unit: LeaseUnit, storage: IRecoveryStorage, age: Age
     ) -> None:
         """As long as nobody else has taken it, the next commit renews a lease that has expired."""
         saga_id = await new_saga(storage)
@@ -211,7 +217,7 @@ class LeaseRaceContract(AgingContract):
             await run.commit()
             assert await run.holds_lease()
 
-    async def test_a_broken_lease_is_lost(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_a_broken_lease_is_lost(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """After an operator broke the lease, the run can't write, and doesn't hold it."""
         saga_id = await new_saga(storage)
         async with unit() as bound, bound.run(saga_id, owner="worker-1", lease=_HOUR) as run:
@@ -219,7 +225,7 @@ class LeaseRaceContract(AgingContract):
             assert not await run.holds_lease()
             await _assert_refused(run.heartbeat())
 
-    async def test_one_of_many_takes_it(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_one_of_many_takes_it(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """Of many that enter at once exactly one gets in; the others are told who it was."""
         saga_id = await new_saga(storage)
         everybody_tried = asyncio.Barrier(8)
@@ -237,7 +243,7 @@ class LeaseRaceContract(AgingContract):
         told = await asyncio.gather(*(work(f"worker-{number}") for number in range(8)))
         assert len(set(told)) == 1
 
-    async def test_background_renewal_ends_with_the_run(self, unit: RunUnit, storage: IRecoveryStorage) -> None:
+    async def test_background_renewal_ends_with_the_run(self, unit: LeaseUnit, storage: IRecoveryStorage) -> None:
         """With ``renew`` the lease is moved on again and again, while the run commits, and not after it."""
         saga_id = await new_saga(storage)
         tasks = asyncio.all_tasks()
@@ -263,7 +269,7 @@ async def _one_turn() -> None:
     await asyncio.sleep(0)
 
 
-async def _fail(run: SagaRun) -> None:
+async def _fail(run: ISagaRun) -> None:
     async with run:
         await run.update_context(run.saga_id, {"total": 12})
         raise _TestError

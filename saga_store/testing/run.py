@@ -17,11 +17,10 @@ from saga_store.errors import (
 )
 from saga_store.interface import ICheckpointStorage
 from saga_store.model import SagaStatus, SagaStepStatus
-from saga_store.run import SagaRun
-from saga_store.storage import SagaStorage
+from saga_store.run_interface import IRunStorage, ISagaRun
 from saga_store.testing.contract import Contract, new_saga, observe
 
-RunUnit: TypeAlias = Callable[[], AbstractAsyncContextManager[SagaStorage]]
+RunUnit: TypeAlias = Callable[[], AbstractAsyncContextManager[IRunStorage]]
 """A unit of work of a storage that has runs."""
 
 _STARTED = SagaStepStatus.STARTED
@@ -140,7 +139,7 @@ class RunContract(Contract):
         """What a run committed before an exception stays; the rest is dropped, and the exception passes."""
         saga_id = await new_saga(storage)
 
-        async def work(bound: SagaStorage) -> None:
+        async def work(bound: IRunStorage) -> None:
             async with bound.run(saga_id) as run:
                 await run.update_context(saga_id, {"kept": True})
                 await run.commit()
@@ -286,7 +285,7 @@ class RunContract(Contract):
         """With write_ahead, STARTED is stored before log_step returns, with all that was buffered before it."""
         saga_id = await new_saga(storage)
 
-        async def work(bound: SagaStorage) -> None:
+        async def work(bound: IRunStorage) -> None:
             async with bound.run(saga_id, write_ahead=True) as run:
                 await run.update_status(saga_id, SagaStatus.RUNNING)
                 await run.log_step(saga_id, "reserve", "act", _STARTED)
@@ -307,7 +306,7 @@ class RunRaceContract(Contract):
         """Tasks that log and commit in one run lose nothing, and write nothing twice."""
         saga_id = await new_saga(storage)
 
-        async def step(run: SagaRun, name: str) -> None:
+        async def step(run: ISagaRun, name: str) -> None:
             for status in (_STARTED, _COMPLETED):
                 await run.log_step(saga_id, name, "act", status)
                 await run.commit()

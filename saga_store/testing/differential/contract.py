@@ -16,7 +16,7 @@ from saga_store.testing.commit_into import Joinable
 from saga_store.testing.differential.machine import Arena, DifferentialMachine, Tally
 from saga_store.testing.differential.transactions import JoiningMachine, OwningMachine
 from saga_store.testing.differential.world import Opener, Unit
-from saga_store.testing.run import RunUnit
+from saga_store.testing.lease import LeaseUnit
 from saga_store.testing.transaction import TransactionalContract, Transactions
 
 
@@ -96,7 +96,7 @@ class DifferentialContract(_Budget, AgingContract):
         """Override this if runs may commit into a caller's transaction: see ``CommitIntoContract``."""
         return None
 
-    async def test_it_answers_as_its_twin(self, unit: RunUnit, age: Age, joinable: Joinable | None) -> None:
+    async def test_it_answers_as_its_twin(self, unit: LeaseUnit, age: Age, joinable: Joinable | None) -> None:
         """Whatever is done to the storage and to its twin in memory, both answer the same and store the same."""
 
         @asynccontextmanager

@@ -1,0 +1,3 @@
+SELECT id, status IN ('PENDING', 'RUNNING', 'COMPENSATING') AS is_unfinished
+FROM saga_executions
+WHERE id = ANY (CAST(CAST(%(saga_ids)b AS text) AS uuid[]))
