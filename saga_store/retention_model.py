@@ -156,7 +156,10 @@ class SagaReading(abc.ABC):
 
     async def whole(self) -> SagaRecord:
         """Read all of it into memory."""
-        context = "".join([piece async for piece in self.context()])
+        return await self.rest("".join([piece async for piece in self.context()]))
+
+    async def rest(self, context: str) -> SagaRecord:
+        """Read what comes after the context into memory, beside the context, which has been read."""
         entries = [entry async for batch in self.entries() for entry in batch]
         head = self.head
         return SagaRecord(

@@ -3,6 +3,7 @@
 import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import LiteralString, cast
 from uuid import UUID, uuid4
@@ -205,6 +206,27 @@ class TestBigSagas:
         assert names == [saga_id, small]
         assert (characters, entries) == (BIG // 2 + len('{"blob" : ""}') + len('{"n":1.0}'), 20_002)
         assert peak < 40 * 2**20
+
+
+async def test_a_long_context_comes_back_in_pieces(
+    storage: RetentiveStorage, admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the letter, wherever a piece ends: as a new row, in its stub, and compared once more."""
+    monkeypatch.setattr("saga_store.sqlalchemy.restoring._MOST_CHARACTERS", 3)
+    saga_id = await finished(storage, "order")
+    archive, record = await let_go(storage, saga_id)
+    long = replace(
+        record, context='  {"a" : "\\u0000\\"\\\\ é \U0001f600 \\ud83d", "a": [1.50, 2e400], "b": {"":null}} \n'
+    )
+    assert await storage.restore_saga(long, archive_id=archive.id) is Restored.RESTORED
+    new = replace(long, id=uuid4())
+    assert await storage.restore_sagas([new, long], keep_for=timedelta(0)) == [Restored.RESTORED, Restored.SAME]
+    other = replace(new, context=new.context.replace("é", "ë"))
+    assert await storage.restore_sagas([new, long]) == [Restored.SAME, Restored.SAME]
+    assert await storage.restore_saga(other) is Restored.OTHER
+    for each in (new, long):
+        [(context,)] = admin.execute("SELECT CAST(context AS text) FROM saga_executions WHERE id = %s", [each.id])
+        assert context == long.context
 
 
 async def test_a_crowd_of_restored_and_archived(storage: RetentiveStorage) -> None:

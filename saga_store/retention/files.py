@@ -146,21 +146,21 @@ def read_object(file: BinaryIO | io.BufferedIOBase, manifest: Manifest, uri: str
     """
     raw = _Hashing(file)
     with _decompressing(raw, manifest, uri) as stream:
-        while line := stream.readline(_LONGEST_LINE):
-            raw.lines += 1
-            yield Found(_read_line(line, raw.lines, manifest, uri), manifest.id, uri, raw.lines)
+        # Nothing here keeps a saga, or its line, while the next one is read.
+        yield from iter(lambda: _next(stream, raw, manifest, uri), None)
     if raw.lines != len(manifest.lines):
         raise _too_short(raw, manifest, uri)
     raw.check(manifest, uri, lambda: None)
 
 
-def read_one(  # noqa: PLR0913, PLR0917 - which of them, and within which limits
+def read_one(  # noqa: PLR0913 - which of them, and within which limits
     file: BinaryIO | io.BufferedIOBase,
     manifest: Manifest,
     saga_id: UUID,
     uri: str,
-    most_bytes: int,
     gets_on: Callable[[], None],
+    *,
+    most_bytes: int = _LONGEST_LINE,
 ) -> Found:
     """Return one saga of an object, without parsing the others; all of the object is what was written.
 
@@ -169,8 +169,8 @@ def read_one(  # noqa: PLR0913, PLR0917 - which of them, and within which limits
         manifest: What it holds.
         saga_id: The saga.
         uri: How to call the object in errors.
-        most_bytes: How long the saga's line may be; of the others no more than a piece is in memory.
         gets_on: Called between pieces; what it raises ends the reading.
+        most_bytes: How long the saga's line may be; of the others no more than a piece is in memory.
 
     Raises:
         ArchiveDamagedError: It isn't; says which line.
@@ -178,7 +178,7 @@ def read_one(  # noqa: PLR0913, PLR0917 - which of them, and within which limits
     """
     number = next((number for number, line in enumerate(manifest.lines, 1) if line.mark.id == saga_id), None)
     if number is None:
-        raise ArchiveDamagedError(uri, None, f"has no saga {saga_id}, which the ledger says is in it")
+        raise ArchiveDamagedError(uri, None, f"has no saga {saga_id}")
     raw = _Hashing(file)
     with _decompressing(raw, manifest, uri) as stream:
         while raw.lines < number - 1 and (piece := stream.readline(_COPIED)):
@@ -211,6 +211,14 @@ def _decompressing(raw: "_Hashing", manifest: Manifest, uri: str) -> Iterator[io
 
 def _too_short(raw: "_Hashing", manifest: Manifest, uri: str) -> ArchiveDamagedError:
     return ArchiveDamagedError(uri, raw.lines + 1, f"is missing: the object ends before it, of {len(manifest.lines)}")
+
+
+def _next(stream: io.BufferedIOBase, raw: "_Hashing", manifest: Manifest, uri: str) -> Found | None:
+    line = stream.readline(_LONGEST_LINE)
+    if not line:
+        return None
+    raw.lines += 1
+    return Found(_read_line(line, raw.lines, manifest, uri), manifest.id, uri, raw.lines)
 
 
 def _read_line(line: bytes, number: int, manifest: Manifest, uri: str) -> SagaRecord:

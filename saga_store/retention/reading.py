@@ -8,7 +8,7 @@ from uuid import UUID
 
 from saga_store.interface import IRetentionStorage
 from saga_store.retention.errors import ArchiveDamagedError, TargetError
-from saga_store.retention.files import Found, read_object
+from saga_store.retention.files import Found, read_object, read_one
 from saga_store.retention.manifest import MANIFEST, Manifest, compression_of, decode_manifest, manifest_path
 from saga_store.retention.target import MARKER, Target
 from saga_store.retention_model import ArchiveState, SagaArchive, SagaMark
@@ -156,6 +156,8 @@ def manifest_of(content: bytes, target: Target, path: str, row: SagaArchive | No
 async def read_archive(target: Target, manifest: Manifest) -> AsyncIterator[list[Found]]:
     """Yield the sagas of an archive in batches; all of it is right once the iteration has ended.
 
+    A batch is emptied when the next one is asked for.
+
     Raises:
         ArchiveDamagedError: It isn't what the manifest says.
         TargetError: It can't be read.
@@ -166,6 +168,7 @@ async def read_archive(target: Target, manifest: Manifest) -> AsyncIterator[list
     try:
         while batch := await target.run(f"reading {manifest.path}", lambda call: _batch(sagas, call.gets_on)):
             yield batch
+            batch.clear()  # or its sagas would be kept while the next ones are read
     finally:
         file.close()
 
@@ -212,13 +215,15 @@ async def _checked(target: Target, path: str, row: SagaArchive | None) -> Archiv
     return seen
 
 
-async def _pick(target: Target, manifest: Manifest, saga_id: UUID) -> Found | None:
-    picked = None
-    async for batch in read_archive(target, manifest):
-        for found in batch:
-            if found.record.id == saga_id:
-                picked = found
-    return picked
+async def _pick(target: Target, manifest: Manifest, saga_id: UUID) -> Found:
+    file = await target.open(manifest.path)
+    uri = target.uri(manifest.path)
+    try:
+        return await target.run(
+            f"reading {manifest.path}", lambda call: read_one(file, manifest, saga_id, uri, call.gets_on)
+        )
+    finally:
+        file.close()
 
 
 async def _ledger(storage: IRetentionStorage, target: Target) -> dict[str, SagaArchive]:

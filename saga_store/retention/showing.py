@@ -165,7 +165,14 @@ class ArchiveReader:
             manifest = manifest_of(target.read_here(name, call, most=self._most_bytes), target, name, row)
             call.gets_on()
             with target.open_here(manifest.path) as file:
-                return read_one(file, manifest, saga_id, target.uri(manifest.path), self._most_bytes, call.gets_on)
+                return read_one(
+                    file,
+                    manifest,
+                    saga_id,
+                    target.uri(manifest.path),
+                    call.gets_on,
+                    most_bytes=self._most_bytes,
+                )
 
         return target.translated(f"reading {path}", read)
 

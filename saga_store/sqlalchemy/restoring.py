@@ -16,6 +16,8 @@ from saga_store.sqlalchemy.write_parameters import ids_as_text, unless_empty
 
 _MOST_ENTRIES_AT_ONCE = 5000
 _MOST_BYTES_AT_ONCE = 2**22
+# Of a context; a longer one goes in pieces, each of which has the server write all of them again.
+_MOST_CHARACTERS = 2**23
 
 
 async def restore(
@@ -32,6 +34,7 @@ async def restore(
             rows = await transaction.execute(sql.ADD_ROWS, keep | _of_records(some))
             added = {saga_id.int for (saga_id,) in rows}
             new = [record for record in some if record.id.int in added]
+            await _add_contexts(transaction, new)
             await _add_entries(transaction, new, keeps_ids=False)
             outcomes |= dict.fromkeys([record.id for record in new], Restored.RESTORED)
         left = [record for record in left if record.id not in outcomes]
@@ -75,6 +78,7 @@ async def _restore_existing(
         back = kept + others
         if back:
             await transaction.execute(sql.FILL_STUBS, keep | _of_records(back))
+            await _add_contexts(transaction, back)
             await _add_entries(transaction, kept, keeps_ids=True)
             await _add_entries(transaction, others, keeps_ids=False)
         outcomes |= dict.fromkeys([record.id for record in back], Restored.RESTORED)
@@ -115,8 +119,24 @@ async def _is_same(transaction: Transaction, record: SagaRecord, entries: int, s
         timedelta(),
     )
     async for reading in read_sagas(transaction.execute, [asked]):
-        return same_content(record, await reading.whole())
+        position = 0
+        async for piece in reading.context():
+            if not record.context.startswith(piece, position):
+                return False
+            position += len(piece)
+        return position == len(record.context) and same_content(record, await reading.rest(record.context))
     return False
+
+
+async def _add_contexts(transaction: Transaction, records: Sequence[SagaRecord]) -> None:
+    """Put in what ``_of_records`` left out."""
+    for record in records:
+        if len(record.context) > _MOST_CHARACTERS:
+            asked = {"saga_id": str(record.id)}
+            for start in range(0, len(record.context), _MOST_CHARACTERS):
+                piece = record.context[start : start + _MOST_CHARACTERS]
+                await transaction.execute(sql.APPEND_TO_CONTEXT, asked | {"piece": piece})
+            await transaction.execute(sql.END_CONTEXT, asked)
 
 
 async def _add_entries(transaction: Transaction, records: Sequence[SagaRecord], *, keeps_ids: bool) -> None:
@@ -177,7 +197,7 @@ def _of_records(records: Sequence[SagaRecord]) -> dict[str, object]:
         "saga_ids": ids_as_text([record.id for record in records]),
         "names": [record.name for record in records],
         "statuses": ",".join([record.status.value for record in records]),
-        "contexts": [record.context for record in records],
+        "contexts": [record.context if len(record.context) <= _MOST_CHARACTERS else '""' for record in records],
         "versions": ",".join([str(record.version) for record in records]),
         "attempts": ",".join([str(record.recovery_attempts) for record in records]),
         "created": ",".join([_written(record.created_at) for record in records]),

@@ -350,6 +350,19 @@ CROSS JOIN {_KEEPING}
 WHERE e.id = record.id
 RETURNING e.id
 """)  # noqa: S608 - put together from constants
+# A long context comes in pieces, as a string of JSON until it is whole: drivers copy what they send several times.
+APPEND_TO_CONTEXT = Statement(f"""
+UPDATE saga_executions
+SET context = to_json((context #>> '{{}}') || CAST(:piece AS text))
+WHERE id = {_id("saga_id")}
+RETURNING id
+""")  # noqa: S608 - put together from constants
+END_CONTEXT = Statement(f"""
+UPDATE saga_executions
+SET context = CAST((context #>> '{{}}') AS json)
+WHERE id = {_id("saga_id")}
+RETURNING id
+""")  # noqa: S608 - put together from constants
 _RESTORED_ENTRIES = f"""
     unnest({_array("saga_ids", "uuid")}, {_array("entry_ids", "bigint")}, CAST(:step_names AS text[]),
         {_array("actions", "text")}, {_array("statuses", "text")}, CAST(:details AS text[]),
