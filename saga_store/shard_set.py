@@ -12,7 +12,7 @@ from saga_store.storage import SagaStorage
 _T = TypeVar("_T")
 _Question: TypeAlias = Callable[[SagaStorage], Awaitable[_T]]
 
-# For how long lists and claims wait for a shard that couldn't be reached the last time.
+# For how long lists and claims wait for a shard that couldn't be reached the last time, once for each look at it.
 _PATIENCE_SECONDS = 0.5
 
 
@@ -29,6 +29,7 @@ class ShardSet:
         self._states: dict[int, ShardState] = {}
         self._unreachable: dict[int, SagaStoreError] = {}
         self._check: asyncio.Task[None] | None = None
+        self._patience_ends = 0.0
 
     def record_of(self, index: int) -> ShardRecord | None:
         """Return what the shard has recorded, as far as that is known."""
@@ -51,8 +52,9 @@ class ShardSet:
         """
         if None in self.ready:
             check = self._checking()
-            if self._states:
-                await asyncio.wait([check], timeout=_PATIENCE_SECONDS)
+            left = self._patience_ends - check.get_loop().time()
+            if self._states and left > 0:
+                await asyncio.wait([check], timeout=left)
             if check.done() or not self._states:
                 await asyncio.shield(check)
         missing = {index: self._error(index) for index, shard in enumerate(self.ready) if shard is None}
@@ -114,6 +116,7 @@ class ShardSet:
         loop = asyncio.get_running_loop()
         if self._check is None or self._check.done() or self._check.get_loop() is not loop:
             self._check = loop.create_task(self._check_all())
+            self._patience_ends = loop.time() + _PATIENCE_SECONDS
             # It may be that nobody waits for it any more.
             self._check.add_done_callback(lambda check: check.cancelled() or check.exception())
         return self._check

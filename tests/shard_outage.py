@@ -278,7 +278,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.shard_outage", description=__doc__)
     parser.add_argument("--servers", type=int, default=4, help="servers, each a shard (4)")
     parser.add_argument("--seconds", type=float, default=30.0, help="for how long one of them is away (30)")
-    parser.add_argument("--callers", type=int, default=16, help="sagas at a time (16)")
+    parser.add_argument("--callers", type=int, default=64, help="sagas at a time (64)")
     options = parser.parse_args()
     # Of a shard that is away, the storage and the worker tell in every line; the figures are what is wanted here.
     logging.getLogger("saga_store").setLevel(logging.CRITICAL)

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import logging
 import re
-import subprocess
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -26,7 +25,6 @@ from saga_store import (
     SagaNotFoundError,
     SagaStatus,
     SagaStepStatus,
-    SchemaError,
     ShardingError,
     StorageUnavailableError,
     schema,
@@ -38,7 +36,6 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
 from saga_store.write import Claim, Outcome, Write
 from tests.databases import Database, Databases
-from tests.programs import client_programs, psql
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
 NOW = timedelta(0)
@@ -53,6 +50,7 @@ class Flaky(MemorySagaStorage):
     """A shard that can be taken away."""
 
     is_down = False
+    hangs = False
     asked = 0
 
     def _look(self) -> None:
@@ -69,6 +67,8 @@ class Flaky(MemorySagaStorage):
         return await super()._claim(claim)
 
     async def _fetch_shard_state(self) -> ShardState:
+        if self.hangs:
+            await asyncio.Event().wait()
         self._look()
         return await super()._fetch_shard_state()
 
@@ -345,6 +345,20 @@ class TestOutage:
         claimed = await storage.claim_sagas(owner="a", lease=NOW, limit=10, stale_after=NOW)
         assert {saga.id for saga in claimed} == set(ids[1])
 
+    async def test_nobody_waits_again_for_one_that_does_not_answer(
+        self, storage: ShardedSagaStorage, shards: list[Flaky]
+    ) -> None:
+        """One look at it has half a second, and those who come later don't wait for the same look."""
+        ids = await fill(storage)
+        shards[1].is_down = True
+        assert (await storage.find_sagas()).missing == (1,)
+        shards[1].hangs = True
+        async with asyncio.timeout(30):
+            for _ in range(100):
+                assert (await storage.find_sagas()).missing == (1,)
+                await storage.claim_sagas(owner="a", lease=NOW, limit=1, stale_after=NOW)
+            await storage.update_context(ids[0][0], {})
+
     async def test_without_any_shard_all_raises(self, storage: ShardedSagaStorage, shards: list[Flaky]) -> None:
         await fill(storage)
         for shard in shards:
@@ -529,42 +543,3 @@ async def test_what_is_missing_is_missing_in_its_shard(caplog: pytest.LogCapture
     with pytest.raises(SagaNotFoundError):
         await storage.get_saga(uuid4())
     assert not caplog.records
-
-
-def dump_of(database: Database) -> str:
-    """Return the schema with its rows, as the page has it dumped."""
-    line = [str(client_programs() / "pg_dump"), "--schema=public", "--no-owner", "-d", database.url()]
-    return subprocess.run(line, capture_output=True, text=True, check=True).stdout
-
-
-async def test_a_shard_moves_by_dump_and_restore(
-    databases: Databases, template: Database, empty_database: Database
-) -> None:
-    """As the page tells: its sagas pause, nothing is lost, its sequence goes on, and old and new aren't both taken."""
-    async with AsyncExitStack() as stack:
-        places = [stack.enter_context(databases.clone(template)) for _ in range(2)]
-        first, old, new = engines = [create_async_engine(place.url("psycopg")) for place in (*places, empty_database)]
-        for engine in engines:
-            stack.push_async_callback(engine.dispose)
-        before = ShardedSagaStorage([SqlAlchemySagaStorage(engine, retry_for=NOW) for engine in (first, old)])
-        ids = await fill(before)
-        for saga_id in itertools.chain.from_iterable(ids):
-            await before.log_step(saga_id, "pay", "act", SagaStepStatus.STARTED)
-        stayed = [(await before.get_saga(saga_id), await before.get_step_history(saga_id)) for saga_id in ids[1]]
-        with psycopg.connect(places[1].url(), autocommit=True) as connection:
-            connection.execute("ALTER SCHEMA public RENAME TO moved")
-        with pytest.raises(SchemaError):
-            await before.update_context(ids[1][0], {"n": 1})
-        with psycopg.connect(places[1].url(), autocommit=True) as connection:
-            connection.execute("ALTER SCHEMA moved RENAME TO public")
-        done = await asyncio.to_thread(psql, empty_database, "DROP SCHEMA public;\n" + dump_of(places[1]))
-        assert done.returncode == 0, done.stderr
-
-        after = ShardedSagaStorage([SqlAlchemySagaStorage(engine) for engine in (first, new)])
-        moved = [(await after.get_saga(saga_id), await after.get_step_history(saga_id)) for saga_id in ids[1]]
-        assert moved == stayed
-        await after.log_step(ids[1][0], "pay", "act", SagaStepStatus.COMPLETED)
-        assert len(await after.get_step_history(ids[1][0])) == 2
-        both = ShardedSagaStorage([SqlAlchemySagaStorage(engine) for engine in (old, new)])
-        with pytest.raises(ShardingError, match="one is a copy of the other"):
-            await both.find_sagas()
