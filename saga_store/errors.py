@@ -49,7 +49,7 @@ class SagaArchivedError(SagaNotFoundError):
 
     def __init__(self, saga_id: UUID, archive: str | None, archived_at: datetime) -> None:
         super().__init__(saga_id)
-        self.args = (saga_id, archive, archived_at)
+        self.args: tuple[object, ...] = (saga_id, archive, archived_at)
         self.archive = archive
         self.archived_at = archived_at
 
@@ -140,7 +140,7 @@ class SagaTimeoutError(SagaStoreError, TimeoutError):
 
     def __init__(self, saga_id: UUID, waited: timedelta, status: str) -> None:
         super().__init__()
-        self.args = (saga_id, waited, status)
+        self.args: tuple[object, ...] = (saga_id, waited, status)
         self.saga_id = saga_id
         self.waited = waited
         self.status = status

@@ -138,7 +138,7 @@ class RecoveryWorker:
     ) -> None:
         self._storage = _valid_storage(storage)
         self._handlers = _valid_handlers(handlers)
-        self.owner = (
+        self.owner: str = (
             f"{socket.gethostname()[:200]}:{os.getpid()}:{uuid4().hex[:8]}"
             if owner is None
             else valid_name("owner", owner)

@@ -24,7 +24,7 @@ class ShardSet:
     """
 
     def __init__(self, storages: Iterable[SagaStorage]) -> None:
-        self.storages = _valid_storages(storages)
+        self.storages: tuple[SagaStorage, ...] = _valid_storages(storages)
         self.ready: list[SagaStorage | None] = [None] * len(self.storages)
         self._states: dict[int, ShardState] = {}
         self._unreachable: dict[int, SagaStoreError] = {}

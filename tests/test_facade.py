@@ -117,6 +117,9 @@ class TestTyping:
 
         assert result.returncode == 0, result.stdout + result.stderr
         assert [re.sub(r"builtins\.|datetime\.|uuid\.|saga_store\.model\.", "", found) for found in revealed] == [
+            "SagaStart",
+            "int | None",
+            "SagaExecution",
             "int",
             "tuple[SagaStatus, dict[str, Any]]",
             "list[SagaLogEntry]",

@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from saga_store import (
     Checkpoint,
+    IRunStorage,
     ISagaStorage,
     LogStep,
     MemorySagaStorage,
@@ -24,6 +25,16 @@ async def use(storage: ISagaStorage) -> None:
     await storage.update_context(saga_id, {})
     await storage.update_status(saga_id, SagaStatus.RUNNING)
     await storage.log_step(saga_id, "pay", "act", SagaStepStatus.STARTED)
+
+
+async def run(storage: IRunStorage) -> None:
+    saga_id = uuid4()
+    reveal_type(await storage.get_or_create_saga(saga_id, "order", {}))
+    async with storage.run(saga_id, owner="w", lease=timedelta(minutes=1)) as one:
+        await one.update_status(saga_id, SagaStatus.COMPLETED)
+        await one.commit()
+        reveal_type(one.version)
+    reveal_type(await storage.wait_for_saga(saga_id, timedelta(seconds=1)))
 
 
 async def use_checkpoints(storage: MemorySagaStorage, session: AsyncSession) -> SagaExecution:

@@ -39,10 +39,10 @@ class Output:
     """Prints what a verb has found; of the forms only the one that was asked for is worked out."""
 
     def __init__(self, given: argparse.Namespace, console: Console) -> None:
-        self.in_lines = given.ndjson
-        self.for_machines = given.json or given.ndjson
+        self.in_lines: bool = given.ndjson
+        self.for_machines: bool = given.json or given.ndjson
         self.console = console
-        self.on_terminal = not self.for_machines and sys.stdout is not None and sys.stdout.isatty()
+        self.on_terminal: bool = not self.for_machines and sys.stdout is not None and sys.stdout.isatty()
 
     def found(
         self, blocks: Sequence[Block], facts: Mapping[str, Any], lines: Iterable[Mapping[str, Any]] | None = None

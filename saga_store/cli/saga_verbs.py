@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 from saga_store.cli.output import add_options
 from saga_store.cli.saga_filters import ID_HELP, add_filters, add_judging, add_zone, moment, time_of
@@ -66,7 +66,9 @@ def _user() -> str | None:
 
 
 class Retry(Deed):
-    verb, asks, done = "retry", "Set the recovery attempts of {} to zero", "the recovery attempts were set to zero"
+    verb: ClassVar[str] = "retry"
+    asks: ClassVar[str] = "Set the recovery attempts of {} to zero"
+    done: ClassVar[str] = "the recovery attempts were set to zero"
 
     def refusal(self, saga: SagaSummary) -> str | None:
         return super().refusal(saga) or (None if saga.recovery_attempts else "no recovery attempts to set to zero")
@@ -78,7 +80,9 @@ class Retry(Deed):
 
 
 class GiveUp(Deed):
-    verb, asks, done = "give-up", "Give up {}", "given up"
+    verb: ClassVar[str] = "give-up"
+    asks: ClassVar[str] = "Give up {}"
+    done: ClassVar[str] = "given up"
 
     async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
         await storage.give_up_saga(
@@ -87,7 +91,9 @@ class GiveUp(Deed):
 
 
 class BreakLease(Deed):
-    verb, asks, done = "break-lease", "Break the lease of {}", "the lease was broken"
+    verb: ClassVar[str] = "break-lease"
+    asks: ClassVar[str] = "Break the lease of {}"
+    done: ClassVar[str] = "the lease was broken"
 
     def refusal(self, saga: SagaSummary) -> str | None:
         return super().refusal(saga) or (None if saga.lease_owner is not None else "under no lease")
@@ -99,7 +105,9 @@ class BreakLease(Deed):
 
 
 class Settle(Deed):
-    verb, asks, done = "settle", "Settle the step in doubt of {}", "settled"
+    verb: ClassVar[str] = "settle"
+    asks: ClassVar[str] = "Settle the step in doubt of {}"
+    done: ClassVar[str] = "settled"
     needs_saga = True
 
     def narrowed(self, query: SagaQuery) -> SagaQuery:
@@ -154,7 +162,9 @@ class _Retention(Deed):
 
 
 class Hold(_Retention):
-    verb, asks, done = "hold", "Hold {}", "held"
+    verb: ClassVar[str] = "hold"
+    asks: ClassVar[str] = "Hold {}"
+    done: ClassVar[str] = "held"
 
     async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
         until = -given.until if isinstance(given.until, timedelta) else given.until
@@ -163,7 +173,9 @@ class Hold(_Retention):
 
 
 class Release(_Retention):
-    verb, asks, done = "release", "Release {}", "released"
+    verb: ClassVar[str] = "release"
+    asks: ClassVar[str] = "Release {}"
+    done: ClassVar[str] = "released"
 
     async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
         await storage.release_saga(planned.saga_id, by=given.by, reason=given.reason)

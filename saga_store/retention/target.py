@@ -84,7 +84,7 @@ class Target:
             ) from None
         self._secrets = _secrets(uri, options)
         self._patience = patience.total_seconds()
-        self.name = without_secrets(uri).rstrip("/")
+        self.name: str = without_secrets(uri).rstrip("/")
         root, problem = "", None
         try:
             self._fs, root = url_to_fs(uri, **options)

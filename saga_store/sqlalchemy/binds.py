@@ -163,7 +163,7 @@ class JoinedTarget(Target):
     joins = True
 
     def __init__(self, joined: AsyncSession | AsyncConnection, schema: str | None, *, writes: bool) -> None:
-        self.key = joined
+        self.key: Hashable = joined
         self._joined = joined
         self._schema = schema
         self._writes = writes

@@ -1,7 +1,7 @@
 """The tables as mapped classes, for ad-hoc queries; the migrations own them, and a test keeps both alike."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -34,7 +34,7 @@ _UNFINISHED = text("status IN ('PENDING', 'RUNNING', 'COMPENSATING')")
 class Base(DeclarativeBase):
     """Base of the mapped classes; ``Base.metadata`` holds the tables."""
 
-    metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s"})
+    metadata: ClassVar[MetaData] = MetaData(naming_convention={"pk": "pk_%(table_name)s"})
 
 
 class SagaExecutionModel(Base):
@@ -83,7 +83,7 @@ class SagaExecutionModel(Base):
         DateTime(timezone=True),
         comment="It is held: kept until then, whatever a policy says; infinity: until it is released",
     )
-    __table_args__ = (
+    __table_args__: Any = (
         CheckConstraint(
             "status IN ('PENDING', 'RUNNING', 'COMPENSATING', 'COMPLETED', 'FAILED')",
             name="ck_saga_executions_status",
@@ -134,7 +134,7 @@ class SagaLogModel(Base):
         server_default=_NOW,
         comment="When it happened, by the database's clock; may tie, so order by id",
     )
-    __table_args__ = (
+    __table_args__: Any = (
         CheckConstraint("action IN ('act', 'compensate')", name="ck_saga_logs_action"),
         CheckConstraint("status IN ('STARTED', 'COMPLETED', 'FAILED', 'COMPENSATED')", name="ck_saga_logs_status"),
         # A saga's history, in order.
@@ -179,7 +179,7 @@ class SagaArchiveModel(Base):
     )
     watermark: Mapped[str | None] = mapped_column(Text, comment="Where its walk ended; NULL: at the end")
     error: Mapped[str | None] = mapped_column(Text, comment="Why it failed")
-    __table_args__ = (
+    __table_args__: Any = (
         # A stub finds its archive by this.
         UniqueConstraint("archived_at", name="uq_saga_archives_archived_at"),
         CheckConstraint("state IN ('WRITING', 'VERIFIED', 'REMOVED', 'FAILED')", name="ck_saga_archives_state"),
@@ -202,7 +202,7 @@ class SagaShardModel(Base):
     created_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=_NOW, comment="When it was recorded, by the database's clock"
     )
-    __table_args__ = (
+    __table_args__: Any = (
         CheckConstraint("only_row", name="ck_saga_shard_only_row"),
         CheckConstraint("shard >= 0 AND shard < shards", name="ck_saga_shard_shard"),
         {"comment": "Which shard this database is; no row: none (saga-store)"},

@@ -10,10 +10,10 @@ from saga_store.telemetry import Call, End, Resolution
 
 try:
     from opentelemetry import context, metrics, trace
-except ImportError as exc:
+except ImportError as _exc:
     raise ImportError(
         "saga_store.telemetry.opentelemetry needs opentelemetry-api: pip install saga-store[otel]"
-    ) from exc
+    ) from _exc
 
 __all__ = ["OpenTelemetry"]
 

@@ -25,8 +25,8 @@ try:
     from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
     from prometheus_client.parser import text_string_to_metric_families
     from prometheus_client.registry import Collector
-except ImportError as exc:
-    raise ImportError("saga_store.telemetry.prometheus needs prometheus-client: pip install saga-store[ops]") from exc
+except ImportError as _exc:
+    raise ImportError("saga_store.telemetry.prometheus needs prometheus-client: pip install saga-store[ops]") from _exc
 
 __all__ = ["CONTENT_TYPE", "EVERY", "MAX_NAMES", "OTHERS", "SagaCollector", "exposition", "samples"]
 

@@ -34,7 +34,7 @@ _values = st.recursive(
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(_texts, inner, max_size=6),
     max_leaves=25,
 )
-contexts = st.dictionaries(_texts, _values, max_size=6)
+contexts: st.SearchStrategy[Context] = st.dictionaries(_texts, _values, max_size=6)
 """Whatever a context may be."""
 
 

@@ -3,8 +3,8 @@
 try:
     import jinja2 as _jinja2  # noqa: F401 - whether it is there
     import starlette as _starlette  # noqa: F401 - whether it is there
-except ImportError as exc:
-    raise ImportError(f"saga_store.web needs {exc.name}: pip install saga-store[web]") from exc
+except ImportError as _exc:
+    raise ImportError(f"saga_store.web needs {_exc.name}: pip install saga-store[web]") from _exc
 
 from saga_store.web.app import create_app, render_saga
 

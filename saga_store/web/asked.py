@@ -38,7 +38,7 @@ FILTERS = (
 )
 # What no storage looks for, so that it is looked for here: what tells one group from another.
 _OF_GROUPS = ("action", "error", "no_error", "no_step")
-KNOWN = {
+KNOWN: dict[str, tuple[str, ...]] = {
     "attention": (*JUDGING, "groups"),
     "sagas": (*FILTERS, *_OF_GROUPS, *JUDGING, "limit", "after"),
     "saga": (*JUDGING, "history", "context"),

@@ -115,9 +115,11 @@ class DifferentialMachine(RuleBasedStateMachine):
     async def _open(self) -> None:
         names = {saga_id: f"saga {number}" for number, saga_id in enumerate(self.ids)}
         twin = Twin(joins=self.arena.joins)
-        self.twin = await self._worlds.enter_async_context(world(twin.open, twin.age, names, twin.joinable))
+        self.twin: World = await self._worlds.enter_async_context(world(twin.open, twin.age, names, twin.joinable))
         arena = self.arena
-        self.tested = await self._worlds.enter_async_context(world(arena.opener, arena.age, names, arena.joinable))
+        self.tested: World = await self._worlds.enter_async_context(
+            world(arena.opener, arena.age, names, arena.joinable)
+        )
 
     # What rules are made of
 

@@ -77,13 +77,13 @@ class Cluster:
 
     def __init__(self, folder: Path, programs: Path, *, durable: bool, lock: int) -> None:
         self.folder = folder
-        self.data = folder / "cluster"
-        self.password = folder / "password"
-        self.log = folder / "log"
+        self.data: Path = folder / "cluster"
+        self.password: Path = folder / "password"
+        self.log: Path = folder / "log"
         self.programs = programs
         self.durable = durable
         self.lock = lock
-        self.version = _version(programs / "postgres")
+        self.version: str = _version(programs / "postgres")
 
     def create(self) -> None:
         if self.data.exists():

@@ -49,7 +49,7 @@ class RestartableServer:
     def __init__(self, cluster: Cluster, facts: PostgresServer, port: int) -> None:
         self.facts = facts
         owner = cluster.data.stat()
-        self.user = owner.st_uid, owner.st_gid
+        self.user: tuple[int, int] = (owner.st_uid, owner.st_gid)
         self._cluster = cluster
         self._port = port
         self._process: Popen[bytes] | None = None
