@@ -317,6 +317,7 @@ class SagaFigures:
         archived_bytes: How big the objects of their archives are together.
         archives_failed_24h: How many archives have failed that were begun in the last 24 hours.
         last_archived_at: When an archive was last verified.
+        oldest_open_archive: How long ago the oldest archive was begun that is neither REMOVED nor FAILED; zero if none.
         missing: The shards that couldn't be asked, and that aren't counted here; as in ``SagaPage``.
     """
 
@@ -336,6 +337,7 @@ class SagaFigures:
     archived_bytes: int = 0
     archives_failed_24h: int = 0
     last_archived_at: datetime | None = None
+    oldest_open_archive: timedelta = timedelta()
     missing: tuple[int, ...] = ()
 
 

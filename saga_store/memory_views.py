@@ -29,7 +29,7 @@ from saga_store.inspection import (
     record_prefix,
 )
 from saga_store.model import UNFINISHED, SagaLogEntry, SagaStatus
-from saga_store.retention_model import ArchiveState, SagaArchive
+from saga_store.retention_model import OPEN, ArchiveState, SagaArchive
 from saga_store.validation import decode_context
 
 
@@ -177,6 +177,8 @@ class MemoryViews:
             last_archived_at=max(
                 (archive.archived_at for archive in self.archives if archive.archived_at is not None), default=None
             ),
+            oldest_open_archive=self.now
+            - min((archive.begun_at for archive in self.archives if archive.state in OPEN), default=self.now),
         )
 
     def _condition(self, row: Row, max_attempts: int) -> SagaCondition:

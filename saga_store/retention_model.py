@@ -49,6 +49,10 @@ class ArchiveState(StrEnum):
     """It was given up; nothing more becomes a stub by it."""
 
 
+OPEN = (ArchiveState.WRITING, ArchiveState.VERIFIED)
+"""The states in which an archive isn't at its end."""
+
+
 @dataclass(frozen=True, slots=True)
 class SagaMark:
     """What a saga was when it was read; ``last_entry_id`` is 0 without entries."""

@@ -95,6 +95,7 @@ def merge_figures(figures: Sequence[SagaFigures], missing: tuple[int, ...]) -> S
         archived_bytes=sum(one.archived_bytes for one in figures),
         archives_failed_24h=sum(one.archives_failed_24h for one in figures),
         last_archived_at=max((one.last_archived_at for one in figures if one.last_archived_at), default=None),
+        oldest_open_archive=max(one.oldest_open_archive for one in figures),
         missing=missing,
     )
 

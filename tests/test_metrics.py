@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -52,6 +52,9 @@ NAMES = {
     "saga_store_dead_tuples",
     "saga_store_log_entries_total",
     "saga_store_archived_total",
+    "saga_store_archived_bytes",
+    "saga_store_archives_failed_24h",
+    "saga_store_oldest_open_archive_seconds",
     "saga_store_up",
     "saga_store_snapshot_timestamp_seconds",
     "saga_store_names_left_out",
@@ -147,6 +150,20 @@ class TestExposition:
         found = samples(exposition(figures))
         assert found[key("saga_store_archived_total")] == 7
         assert key("saga_store_retention_lag_seconds") not in found
+        assert key("saga_store_last_archive_timestamp_seconds") not in found
+        assert found[key("saga_store_oldest_open_archive_seconds")] == 0
+        ledger = replace(
+            figures,
+            archived_bytes=8,
+            archives_failed_24h=9,
+            oldest_open_archive=timedelta(minutes=1),
+            last_archived_at=datetime(2026, 11, 26, tzinfo=UTC),
+        )
+        found = samples(exposition(ledger))
+        assert found[key("saga_store_archived_bytes")] == 8
+        assert found[key("saga_store_archives_failed_24h")] == 9
+        assert found[key("saga_store_oldest_open_archive_seconds")] == 60
+        assert found[key("saga_store_last_archive_timestamp_seconds")] == 1795651200
         found = samples(exposition(replace(figures, retention_lag=timedelta(hours=1), estimated=("retention_lag",))))
         assert found[key("saga_store_retention_lag_seconds")] == 3600
         assert found[key("saga_store_estimated", figure="retention_lag")] == 1
@@ -290,7 +307,10 @@ class TestCollector:
     def test_describing_asks_nobody(self) -> None:
         """What may be exported is known without a database, so that names that clash are refused when registering."""
         described = {family.name for family in SagaCollector(Failing()).describe()}
-        assert described == {name.removesuffix("_total") for name in NAMES} | {"saga_store_retention_lag_seconds"}
+        assert described == {name.removesuffix("_total") for name in NAMES} | {
+            "saga_store_retention_lag_seconds",
+            "saga_store_last_archive_timestamp_seconds",
+        }
         registry = CollectorRegistry(auto_describe=True)
         registry.register(SagaCollector(MemorySagaStorage()))
         with pytest.raises(ValueError, match="Duplicated"):

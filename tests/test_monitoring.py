@@ -5,7 +5,8 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def exported() -> dict[str, set[str]]:
     condition = {(name, condition): 1 for name in ("a", "b") for condition in SagaCondition}
     sizes = {("saga_logs", "heap"): 1}
     figures = SagaFigures(condition, timedelta(), 1, 1, 1, 1, sizes, {"saga_logs": 1}, retention_lag=timedelta())
+    figures = replace(figures, last_archived_at=datetime(2026, 11, 26, tzinfo=UTC))
     found = {one["name"]: set(one["labels"]) for one in samples(exposition(figures))}
     for name, unit, labels in instruments():
         prometheus_name = name.replace(".", "_") + {"s": "_seconds"}.get(unit, "")

@@ -132,6 +132,7 @@ def restored_as_text(report: RestoreReport) -> str:
 _STATS = (
     "table_bytes", "dead_tuples", "hot_share", "last_vacuum", "log_entries", "finished", "estimated", "retention_lag",
     "archived_sagas", "archived_bytes", "archives_failed_24h", "last_archived_at",
+    "oldest_open_archive",
 )  # fmt: skip
 
 
@@ -159,6 +160,8 @@ def stats_as_text(figures: SagaFigures) -> str:
         f"archived: {figures.archived_sagas:,} sagas, {figures.archived_bytes:,} bytes{last}",
         f"archives that failed, of the last 24 hours: {figures.archives_failed_24h}",
     ]
+    if figures.oldest_open_archive:
+        lines.append(f"begun and not at its end: an archive, {duration(figures.oldest_open_archive)} ago")
     if figures.retention_lag is not None:
         lines.append(f"lag behind the policy: {duration(figures.retention_lag)}")
     return "\n".join(lines)

@@ -382,6 +382,7 @@ SELECT {
         "COALESCE(sum(bytes) FILTER (WHERE state <> 'FAILED'), 0)",
         f"count(*) FILTER (WHERE state = 'FAILED' AND begun_at >= {_ago('window')})",
         _utc("max(archived_at)"),
+        "EXTRACT(epoch FROM statement_timestamp() - min(begun_at) FILTER (WHERE state IN ('WRITING', 'VERIFIED')))",
     )
 } AS answer
 FROM saga_archives

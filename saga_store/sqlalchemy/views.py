@@ -155,9 +155,9 @@ class Views:
         parameters = {"window": FINISHED_WINDOW.total_seconds(), **_judging(query)}
         [row] = await self._look(sql.FIGURES, parameters)
         groups, oldest, now, in_doubt, failed, living, all_rows, last_entry, executions, logs, may_read_ledger = row
-        archived, size, failures, last = (0, 0, 0, None)
+        archived, size, failures, last, open_for = (0, 0, 0, None, None)
         if may_read_ledger:
-            [(archived, size, failures, last)] = await self._look(
+            [(archived, size, failures, last, open_for)] = await self._look(
                 sql.LEDGER, {"window": FINISHED_WINDOW.total_seconds()}
             )
         estimated = ["finished"]
@@ -194,6 +194,7 @@ class Views:
             archived_bytes=size,
             archives_failed_24h=failures,
             last_archived_at=None if last is None else _moment(last),
+            oldest_open_archive=timedelta(seconds=max(open_for or 0, 0)),
         )
 
     async def settle(self, settlement: Settlement) -> None:

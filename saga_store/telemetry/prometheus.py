@@ -252,6 +252,24 @@ def _of_figures(figures: SagaFigures, max_names: int) -> Iterator[Metric]:
         "saga_store_archived", "Sagas that were archived and let go.", value=figures.archived_sagas
     )
     yield _gauge(
+        "saga_store_archived_bytes", "Bytes of archives that were written, and haven't failed.", figures.archived_bytes
+    )
+    yield _gauge(
+        "saga_store_archives_failed_24h",
+        "Archives that were begun in the last 24 hours and have failed.",
+        figures.archives_failed_24h,
+    )
+    yield _gauge(
+        "saga_store_oldest_open_archive_seconds",
+        "How long ago the oldest archive was begun that hasn't come to its end; 0 if all have.",
+        figures.oldest_open_archive.total_seconds(),
+    )
+    yield _gauge(
+        "saga_store_last_archive_timestamp_seconds",
+        "When an archive was last read back and found right, as a Unix time.",
+        None if figures.last_archived_at is None else figures.last_archived_at.timestamp(),
+    )
+    yield _gauge(
         "saga_store_estimated",
         "Whether a figure is an estimate, since there is too much to count.",
         (((figure,), figure in figures.estimated) for figure in _ESTIMATED),

@@ -734,6 +734,8 @@ class RetentionContract(_RetentiveContract):
         assert after.archived_bytes == before.archived_bytes + archive.bytes
         assert after.archives_failed_24h == before.archives_failed_24h + 1
         assert after.last_archived_at == failed.archived_at
+        assert archive.archived_at is not None
+        assert after.oldest_open_archive >= archive.archived_at - archive.begun_at
 
 
 class RetentionRaceContract(_RetentiveContract):

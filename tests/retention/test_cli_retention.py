@@ -228,6 +228,7 @@ class TestStats:
         command("archive", "--to", str(tmp_path), *EVERYTHING)
         after = facts(command, "stats", "--completed", "30d")
         assert (after["retention_lag"], after["archived_sagas"], after["archives_failed_24h"]) == (0, 6, 0)
+        assert after["oldest_open_archive"] == 0
         assert {size["table"] for size in after["table_bytes"]} == {"saga_executions", "saga_logs"}
 
         code, out, _ = command("stats")
