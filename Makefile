@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql screens houses setup demo bench bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build verify clean
+.PHONY: help sql screens houses setup demo bench bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills service-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ shard-kill: $(READY) ## kill one server of four shards under load, for half a mi
 
 archive-kills: $(READY) ## kill an archiver 200 times at random moments, and look for every saga; takes five minutes
 	@$(BIN)/python -m tests.retention.kills $(ARGS)
+
+service-kills: $(READY) ## kill the processes of examples/service under load, and compare 300 orders; takes minutes
+	@$(BIN)/python -m tests.service_kills $(ARGS)
 
 fmt: $(READY) ## format, and fix what can be fixed
 	$(BIN)/ruff format

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -54,10 +54,10 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def served(apps: Mapping[str, ASGIApp]) -> Iterator[dict[str, str]]:
+def served(apps: Mapping[str, ASGIApp], *, lifespan: Literal["on", "off"] = "off") -> Iterator[dict[str, str]]:
     """Serve apps on loopback from a thread, each on a port of its own, and yield their addresses."""
     servers = {
-        name: uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, access_log=False))
+        name: uvicorn.Server(uvicorn.Config(app, port=0, lifespan=lifespan, log_config=None, access_log=False))
         for name, app in apps.items()
     }
 

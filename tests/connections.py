@@ -1,6 +1,7 @@
-"""Engines and waits that several test modules share."""
+"""Engines, ports and waits that several test modules share."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,6 +26,13 @@ async def engine_on(
         await until_returned(engine)
     finally:
         await engine.dispose()
+
+
+def free_port() -> int:
+    """Return a port of this machine's that nobody uses; somebody may take it before the caller does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 async def lock_table(holder: AsyncSession) -> None:

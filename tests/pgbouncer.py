@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, make_url
+
+from tests.connections import free_port
 
 # What an engine has to be told; docs/limits.md says why.
 ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -68,7 +69,7 @@ def pgbouncer(server: str, *, pool_size: int) -> Iterator[PgBouncer]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saga-store-pgbouncer-")))
         log = folder / "log"
         for _ in range(PORTS_TO_TRY):
-            bouncer = PgBouncer(_free_port(), log)
+            bouncer = PgBouncer(free_port(), log)
             process = _start(program, make_url(server), bouncer, pool_size)
             stack.callback(_stop, process)
             if _answers(process, bouncer):
@@ -115,9 +116,3 @@ def _answers(process: "subprocess.Popen[bytes]", bouncer: PgBouncer) -> bool:
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -8,21 +8,32 @@ import re
 import signal
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 from uuid import uuid4
 
+import httpx
+import psycopg
 import pytest
+from celery.contrib.testing.worker import start_worker
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from saga_store import Checkpoint, SagaStatus
+from saga_store import Checkpoint, SagaStatus, schema
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from tests.browser import served
 from tests.connections import engine_on
 from tests.databases import Database
 from tests.test_readme import LINK, Block, blocks_of, shell
+from tests.test_recovery import wait_for
 
 ROOT = Path(__file__).parent.parent
 HOW_TO = ROOT / "docs" / "how-to"
 PAGES = {path.stem: path for path in HOW_TO.glob("*.md")}
+# One that a process has created, and that no message came of.
+FORGOTTEN = """
+INSERT INTO saga_executions (id, name, status, context, updated_at)
+VALUES (%s, 'order', 'PENDING', '{}', now() - interval '1 minute')
+"""
 RUNNER = (ROOT / "examples" / "by_hand" / "runner.py").read_text()
 
 
@@ -94,3 +105,45 @@ class TestPlainWorker:
                 await asyncio.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
             await working
+
+
+@pytest.mark.parametrize("page", ["fastapi", "litestar"])
+class TestWebFrameworks:
+    def test_the_application(self, page: str, database: Database, admin: psycopg.Connection) -> None:
+        """An order that is sent twice is placed once, and ends; there are figures, pages, and a probe that tells."""
+        admin.execute("CREATE TABLE orders (id uuid PRIMARY KEY)")
+        [block] = blocks(page)
+        names: dict[str, Any] = {"__name__": page}
+        exec(compile(block.on(database), f"{page}.md", "exec"), names)  # noqa: S102 - it is the page's
+        order_id = uuid4()
+        with served({page: names["app"]}, lifespan="on") as addresses, httpx.Client(base_url=addresses[page]) as client:
+            for _ in range(2):
+                assert client.put(f"/orders/{order_id}", json={"total": 24}).status_code == 202
+            wait_for(admin, f"SELECT FROM saga_executions WHERE id = '{order_id}' AND status = 'COMPLETED'")
+            ready = client.get("/ready")
+            assert (ready.status_code, ready.text.strip('"')) == (200, "current")
+            assert "saga_store_up 1.0" in client.get("/metrics").text
+            assert str(order_id) in client.get(f"/ops/sagas/sagas/{order_id}").text
+            schema.downgrade(database.url("psycopg"), "-1")
+            assert client.get("/ready").status_code == 503
+        assert admin.execute("SELECT id FROM orders").fetchall() == [(order_id,)]
+
+
+class TestCelery:
+    def test_the_tasks(self, database: Database, admin: psycopg.Connection) -> None:
+        """An order is seen through, once more by a repeated message, and one that no message came of is recovered."""
+        admin.execute("CREATE TABLE orders (id uuid PRIMARY KEY)")
+        tasks, placing = blocks("celery")
+        names: dict[str, Any] = {"__name__": "celery_page"}
+        for block in (tasks, placing):
+            exec(compile(block.on(database), "celery.md", "exec"), names)  # noqa: S102 - it is the page's
+        order_id, forgotten = uuid4(), uuid4()
+        with start_worker(names["app"], pool="solo", perform_ping_check=False):
+            asyncio.run(names["place"](order_id))
+            wait_for(admin, f"SELECT FROM saga_executions WHERE id = '{order_id}' AND status = 'COMPLETED'")
+            names["see_through"].delay(str(order_id))
+            admin.execute(FORGOTTEN, [forgotten])
+            names["app"].tasks["recover"].delay()
+            wait_for(admin, f"SELECT FROM saga_executions WHERE id = '{forgotten}' AND status = 'COMPLETED'")
+        entries = admin.execute("SELECT status FROM saga_logs WHERE saga_id = %s ORDER BY id", [order_id]).fetchall()
+        assert entries == [("STARTED",), ("COMPLETED",)]

@@ -1,0 +1,38 @@
+"""The migration: the sagas' tables by ``saga_store.schema``, as ``saga-store upgrade`` does it, and the service's own.
+
+``python -m examples.service.migrate``, with DATABASE_URL set; it may be run again. A service of your own has its own
+migrations in place of ``create_all``: docs/migrations.md says how the two go together.
+"""
+
+import asyncio
+import os
+
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from examples.service import outside
+from examples.service.orders import Base, Stock
+from saga_store import schema
+
+GOODS = [{"item": "coffee", "free": 1000}, {"item": "tea", "free": 50}]
+
+
+async def create_tables(url: str) -> None:
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.execute(insert(Stock).on_conflict_do_nothing(), GOODS)
+        for statement in outside.TABLES.split(";"):
+            await connection.execute(text(statement))
+    await engine.dispose()
+
+
+def main() -> None:
+    url = os.environ["DATABASE_URL"]
+    schema.upgrade(url)
+    asyncio.run(create_tables(url))
+
+
+if __name__ == "__main__":
+    main()

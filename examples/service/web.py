@@ -1,0 +1,85 @@
+"""The web process: takes orders, works on them in the background, and shows how they are.
+
+``uvicorn examples.service.web:app``, as many processes as you like, with DATABASE_URL set.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, status
+
+from examples.service.orders import NewOrder, Order, place
+from examples.service.wiring import Service, opened
+from saga_store import SagaAlreadyExistsError, SagaNotFoundError, schema
+from saga_store.telemetry.prometheus import CONTENT_TYPE, SagaCollector
+from saga_store.web import create_app
+
+routes = APIRouter()
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    logging.basicConfig(level=logging.INFO)
+    async with opened() as service:
+        app.mount("/ops/sagas", create_app(service.storage))
+        working = asyncio.create_task(service.worker.run())
+        yield {"service": service, "collector": SagaCollector(service.storage)}
+        service.worker.stop()  # what isn't finished after its grace is left to other processes
+        await working
+
+
+@routes.put("/orders/{order_id}", status_code=status.HTTP_202_ACCEPTED)
+async def put_order(order_id: UUID, order: NewOrder, request: Request) -> dict[str, str]:
+    """Place an order under an id of the customer's: to send it again, after an answer got lost, is safe."""
+    service: Service = request.state.service
+    async with service.sessions.begin() as session:
+        try:
+            await place(session, order_id, order)
+        except SagaAlreadyExistsError:
+            return {"id": str(order_id)}
+    await service.worker.take(order_id)
+    return {"id": str(order_id)}
+
+
+@routes.get("/orders/{order_id}")
+async def get_order(order_id: UUID, request: Request) -> dict[str, str | None]:
+    service: Service = request.state.service
+    try:
+        saga_status, _ = await service.storage.load_saga_state(order_id)
+    except SagaNotFoundError as exc:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such order") from exc
+    async with service.sessions() as session:
+        order = await session.get_one(Order, order_id)
+    return {"id": str(order_id), "status": saga_status, "payment": order.payment, "parcel": order.parcel}
+
+
+@routes.get("/live")
+async def live() -> str:
+    """Whether the process answers; the database is no reason to restart it."""
+    return "alive"
+
+
+@routes.get("/ready")
+async def ready(request: Request, response: Response) -> str:
+    """Whether the database is there, and its tables are those that this release needs, or later ones."""
+    try:
+        check = await schema.acheck(request.state.service.engine)
+    except schema.MigrationError as exc:
+        response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+        return str(exc)
+    if check.state not in {schema.State.CURRENT, schema.State.AHEAD}:
+        response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    return check.state
+
+
+@routes.get("/metrics")
+async def metrics(request: Request) -> Response:
+    return Response(await request.state.collector.scrape(), media_type=CONTENT_TYPE)
+
+
+app = FastAPI(title="Orders", lifespan=lifespan)
+app.include_router(routes)
