@@ -152,9 +152,9 @@ class Killing:
         self, client: httpx.AsyncClient, method: str, order_id: UUID, order: Mapping[str, object] | None = None
     ) -> dict[str, str] | None:
         """Return what one of the web processes answers; None if it doesn't, or can't."""
-        url = f"http://127.0.0.1:{self._random.choice(self._processes.ports)}/orders/{order_id}"
+        url = f"http://127.0.0.1:{self._random.choice(self._processes.ports)}/orders/{order_id}?wait=3"
         with suppress(httpx.TransportError):
-            answer = await client.request(method, url, json=order, timeout=5)
+            answer = await client.request(method, url, json=order, timeout=10)
             if answer.is_success:
                 return dict(answer.json())
         return None

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 from uuid import UUID
 
-from saga_store import Context, SagaRun, SagaStatus, SagaStepStatus, StepAction
+from saga_store import Context, ISagaRun, SagaStatus, SagaStepStatus, StepAction
 
 Lasts = dict[tuple[str, StepAction], SagaStepStatus]
 
@@ -45,7 +45,7 @@ class Saga:
         self._steps = steps
         self._transaction = transaction
 
-    async def see_through(self, run: SagaRun) -> None:
+    async def see_through(self, run: ISagaRun) -> None:
         """Take a saga from where it stands to its end; the run writes ahead, and should hold a lease.
 
         What a step raises, RefusedError aside, leaves the saga as it is, to be taken up again later.
@@ -62,7 +62,7 @@ class Saga:
             await run.update_status(run.saga_id, SagaStatus.FAILED)
         await run.commit()
 
-    async def _go_forward(self, run: SagaRun, context: Context, lasts: Lasts) -> bool:
+    async def _go_forward(self, run: ISagaRun, context: Context, lasts: Lasts) -> bool:
         await run.update_status(run.saga_id, SagaStatus.RUNNING)
         for step in self._steps:
             last = lasts.get((step.name, "act"))
@@ -84,7 +84,7 @@ class Saga:
             lasts[step.name, "act"] = SagaStepStatus.COMPLETED
         return True
 
-    async def _go_back(self, run: SagaRun, context: Context, lasts: Lasts) -> None:
+    async def _go_back(self, run: ISagaRun, context: Context, lasts: Lasts) -> None:
         for step in reversed(self._steps):
             may_be_done = lasts.get((step.name, "act")) in {SagaStepStatus.COMPLETED, SagaStepStatus.STARTED}
             is_undone = lasts.get((step.name, "compensate")) in {SagaStepStatus.COMPENSATED, SagaStepStatus.COMPLETED}
@@ -94,7 +94,7 @@ class Saga:
                 await self._end(run, step, "compensate", SagaStepStatus.COMPENSATED, context)
 
     async def _end(
-        self, run: SagaRun, step: Step, action: StepAction, status: SagaStepStatus, context: Context
+        self, run: ISagaRun, step: Step, action: StepAction, status: SagaStepStatus, context: Context
     ) -> None:
         async with self._transaction() as session:
             await step.record(session, action, run.saga_id, context)
@@ -103,6 +103,6 @@ class Saga:
             await run.commit(into=session)
 
     async def _log(
-        self, run: SagaRun, step: Step, action: StepAction, status: SagaStepStatus, details: str | None = None
+        self, run: ISagaRun, step: Step, action: StepAction, status: SagaStepStatus, details: str | None = None
     ) -> None:
         await run.log_step(run.saga_id, step.name, action, status, details)

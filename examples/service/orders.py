@@ -56,14 +56,16 @@ class NewOrder(BaseModel):
     address: str = Field(default="", max_length=500)
 
 
-async def place(session: AsyncSession, order_id: UUID, order: NewOrder) -> None:
-    """Write the order and its saga in one transaction, for the caller to commit; whoever dies, both are there or none.
+async def place(session: AsyncSession, order_id: UUID, order: NewOrder) -> bool:
+    """Write the order and its saga in one transaction, for the caller to commit: both are there afterwards, or none.
 
-    Raises:
-        SagaAlreadyExistsError: The order was placed before.
+    Returns:
+        False if the order was placed before; then nothing is written.
     """
-    await SqlAlchemySagaStorage(session).create_saga(order_id, NAME, order.model_dump(mode="json"))
-    session.add(Order(id=order_id, item=order.item, quantity=order.quantity))
+    saga = await SqlAlchemySagaStorage(session).get_or_create_saga(order_id, NAME, order.model_dump(mode="json"))
+    if saga.created:
+        session.add(Order(id=order_id, item=order.item, quantity=order.quantity))
+    return saga.created
 
 
 class ReserveGoods(Step):

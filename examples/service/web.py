@@ -7,14 +7,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, status
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response, status
 
 from examples.service.orders import NewOrder, Order, place
 from examples.service.wiring import Service, opened
-from saga_store import SagaAlreadyExistsError, SagaNotFoundError, schema
+from saga_store import SagaNotFoundError, SagaTimeoutError, schema
 from saga_store.telemetry.prometheus import CONTENT_TYPE, SagaCollector
 from saga_store.web import create_app
 
@@ -37,19 +38,22 @@ async def put_order(order_id: UUID, order: NewOrder, request: Request) -> dict[s
     """Place an order under an id of the customer's: to send it again, after an answer got lost, is safe."""
     service: Service = request.state.service
     async with service.sessions.begin() as session:
-        try:
-            await place(session, order_id, order)
-        except SagaAlreadyExistsError:
-            return {"id": str(order_id)}
-    await service.worker.take(order_id)
+        is_new = await place(session, order_id, order)
+    if is_new:
+        await service.worker.take(order_id)
     return {"id": str(order_id)}
 
 
 @routes.get("/orders/{order_id}")
-async def get_order(order_id: UUID, request: Request) -> dict[str, str | None]:
+async def get_order(
+    order_id: UUID, request: Request, wait: Annotated[float, Query(ge=0, le=30)] = 0
+) -> dict[str, str | None]:
+    """Tell how an order is: at once, or when it has ended, but not later than ``wait`` seconds from now."""
     service: Service = request.state.service
     try:
-        saga_status, _ = await service.storage.load_saga_state(order_id)
+        saga_status: str = (await service.storage.wait_for_saga(order_id, timedelta(seconds=wait))).status
+    except SagaTimeoutError as exc:
+        saga_status = exc.status
     except SagaNotFoundError as exc:
         raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such order") from exc
     async with service.sessions() as session:
