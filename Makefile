@@ -34,9 +34,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) can't make virtual environments: its modules venv and ensurepip are missing." >&2; \
 		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@echo "==> Making $(VENV) with $$($(PYTHON) --version); this takes about a minute, once."
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input --editable '.[dev]'
+	@$(PYTHON) .ci/environment.py $(VENV) dev
 	@touch $@
 
 demo: $(READY) ## kill a worker in the middle of an order, then recover and compensate
@@ -55,9 +53,7 @@ bench-telemetry: $(READY) ## measure what it costs a client to tell OpenTelemetr
 	$(BIN)/python -m benchmarks.telemetry $(ARGS)
 
 $(BENCH_READY): pyproject.toml $(READY)
-	@echo "==> Making $(BENCH_VENV), which also holds the peers."
-	$(PYTHON) -m venv --clear $(BENCH_VENV)
-	$(BENCH_VENV)/bin/python -m pip install --disable-pip-version-check --no-input --quiet --editable '.[bench]'
+	@$(PYTHON) .ci/environment.py $(BENCH_VENV) bench
 	@touch $@
 
 crash: $(READY) ## kill the server and its clients, cut connections, and check what became of every write; minutes
