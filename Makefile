@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql screens houses setup demo bench bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills service-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build verify clean
+.PHONY: help sql screens houses setup demo docs bench bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills service-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## kill a worker in the middle of an order, then recover and compensate
 	@$(BIN)/python -m examples.order_saga
+
+docs: $(READY) ## build the documentation as a site, into site/; python3 -m http.server -d site shows it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(BENCH_READY) ## measure beside python-cqrs, DBOS and hand-written SQL, on a durable PostgreSQL; takes ten minutes
 	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
@@ -129,6 +132,7 @@ build: $(READY) ## build the source distribution and the wheel into dist/
 
 verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) check
+	$(MAKE) docs
 	$(MAKE) build
 	$(MAKE) whole
 

@@ -1,7 +1,6 @@
 """The documents, and the code blocks that stand in them."""
 
 import re
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +66,8 @@ def blocks_of(page: str) -> list[Block]:
         before = document[: found.start()]
         sections = re.findall(r"^## (.*)$", before, re.MULTILINE)
         line = before.count("\n") + 2
-        blocks.append(Block(page, sections[-1] if sections else "", line, found[2], textwrap.dedent(found[3])))
+        text = re.sub(f"^{found[1]}", "", found[3], flags=re.MULTILINE)
+        blocks.append(Block(page, sections[-1] if sections else "", line, found[2], text))
     return blocks
 
 

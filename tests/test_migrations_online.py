@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from saga_store import schema
 from saga_store.schema.session import KEY
 from tests.databases import Database
+from tests.pages import blocks_of
 from tests.programs import dump, psql
 from tests.rows import digests, seed
 
@@ -91,7 +91,7 @@ class TestFailedSagas:
     def test_the_question_of_the_documentation_uses_the_index(self, database: Database) -> None:
         """Whatever the size of the table: only failed sagas are in it."""
         seed(database, 20_000)
-        (query,) = re.findall(r"```sql\n([^`]*'FAILED'[^`]*)```", (ROOT / "docs" / "recovery.md").read_text())
+        (query,) = (block.text for block in blocks_of("docs/how-to/psql.md") if block.section == "What failed lately")
         plan = execute(database, f"EXPLAIN {query}")
         assert any("ix_saga_executions_failed" in str(line) for (line,) in plan), plan
 

@@ -34,11 +34,11 @@ from saga_store.testing.postgres import PostgresServer
 from tests import test_contract
 from tests.connections import engine_on, lock_table, until_blocked
 from tests.databases import Database, Databases
+from tests.pages import blocks_of
 from tests.pgbouncer import ENGINE_OPTIONS, SETTINGS, pgbouncer
 from tests.test_contract import DRIVERS, JOINING_BINDS, OWNING_BINDS, transaction_of, unit_of
-from tests.test_readme import ROOT, blocks_of
 
-DOCUMENT = (ROOT / "docs" / "limits.md").read_text()
+DOCUMENT = "docs/limits.md"
 COMPLETE = os.environ.get("SAGA_STORE_TEST_PGBOUNCER") == "complete"
 
 

@@ -43,15 +43,7 @@ REGISTERED = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code (see ``Exit``); wrong usage exits with 2, as argparse does."""
-    parser: argparse.ArgumentParser = _Parser(
-        prog="saga-store",
-        description="Manage saga-store's tables in PostgreSQL.",
-        epilog="Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit),
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
-    verbs = Verbs(parser.add_subparsers(title="commands", metavar="COMMAND"))
-    for register in REGISTERED:
-        register(verbs)
+    parser = make_parser()
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
         _refuse_stray_urls(parser, arguments)
@@ -62,6 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return carry_out(given.run, given, Console(as_json=given.json))
     finally:
         close()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs; the documentation is made of it, too."""
+    parser: argparse.ArgumentParser = _Parser(
+        prog="saga-store",
+        description="Manage saga-store's tables in PostgreSQL.",
+        epilog="Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in Exit),
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    verbs = Verbs(parser.add_subparsers(title="commands", metavar="COMMAND"))
+    for register in REGISTERED:
+        register(verbs)
+    return parser
 
 
 def _version() -> str:

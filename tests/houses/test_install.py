@@ -1,4 +1,4 @@
-"""The way in: README's lines by the letter, in all kinds of installs, in the checkout and elsewhere."""
+"""The way in: README's lines and the pages' by the letter, in all kinds of installs, in the checkout and elsewhere."""
 
 import ast
 import json
@@ -13,11 +13,21 @@ from saga_store import schema
 from saga_store.schema import State
 from tests.databases import Database
 from tests.environments import copy_checkout, make_environment, run_in
-from tests.test_readme import BLOCKS, EXAMPLES, README
+from tests.pages import DOCUMENTS, blocks_of
 from tests.wheel import ROOT, Environment
 
 # What README says to type, from its extras to the environment; each kind of install with another of them.
-LINES = re.findall(r"^pip install '\.\[([\w,]+)\]'$", README, re.MULTILINE)
+LINES = re.findall(r"^pip install '\.\[([\w,]+)\]'$", DOCUMENTS["README.md"], re.MULTILINE)
+# The pages whose code needs no more than that.
+PAGES = [
+    "README.md",
+    "docs/concepts/storage.md",
+    "docs/concepts/checkpoints.md",
+    "docs/concepts/leases.md",
+    "docs/concepts/contexts.md",
+    "docs/how-to/business-rows.md",
+    "docs/reference/errors.md",
+]
 KINDS = {"plain": ["psycopg"], "sdist": ["asyncpg"], "editable": ["asyncpg", "psycopg"]}
 
 # Runs blocks one after the other, in the environment's own Python, and says what each has printed.
@@ -26,12 +36,12 @@ import ast, asyncio, contextlib, inspect, io, json, sys, types
 
 async def main():
     said = []
-    for section in json.load(sys.stdin):
-        names = {"__name__": "readme"}
-        for block in section:
+    for page in json.load(sys.stdin):
+        names = {"__name__": "page"}
+        for block in page:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
-                code = compile(block, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                code = compile(block, "page", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
                 result = types.FunctionType(code, names)()
                 if inspect.isawaitable(result):
                     await result
@@ -59,8 +69,8 @@ def environment(
 
 @pytest.fixture(scope="module")
 def by_readme(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment by README's own lines, all of them typed."""
-    extras = [extra for line in LINES for extra in line.split(",")]
+    """An environment by README's own lines, all of them typed, and what the kit asks for."""
+    extras = ["testing", *(extra for line in LINES for extra in line.split(","))]
     return make_environment(tmp_path_factory.mktemp("readme") / "venv", extras, "plain", checkout)
 
 
@@ -97,15 +107,19 @@ class TestEntryPoints:
 
 class TestReadme:
     def test_its_lines_are_found(self) -> None:
-        assert {"asyncpg", "psycopg", "testing"} <= set(LINES)
-        assert len(LINES) == len(re.findall("^pip install", README, re.MULTILINE))
+        assert {"asyncpg", "psycopg"} <= set(LINES)
+        assert len(LINES) == len(re.findall("^pip install", DOCUMENTS["README.md"], re.MULTILINE))
 
-    @pytest.mark.parametrize("section", ["Install", "Migrations in a pipeline"])
-    def test_its_commands(self, by_readme: Environment, checkout: Path, empty_database: Database, section: str) -> None:
+    @pytest.mark.parametrize(
+        ("page", "section"), [("README.md", "Install"), ("docs/migrations.md", "In a deploy pipeline")]
+    )
+    def test_its_commands(
+        self, by_readme: Environment, checkout: Path, empty_database: Database, page: str, section: str
+    ) -> None:
         """In the checkout, as README says, and each with the newcomer's URL replaced by the test's."""
         script = "\n".join(
             line
-            for block in BLOCKS
+            for block in blocks_of(page)
             if block.section == section and block.language == "sh"
             for line in block.on(empty_database).splitlines()
             if not line.startswith("pip install")
@@ -118,15 +132,15 @@ class TestReadme:
         """Every example runs there, and prints what its comments say; nothing that README doesn't install is needed."""
         program = tmp_path / "runner.py"
         program.write_text(RUNNER)
-        blocks = [[block.on(database) for block in section] for section in EXAMPLES.values()]
-        (tmp_path / "blocks.json").write_text(json.dumps(blocks))
+        pages = [[block for block in blocks_of(page) if block.language == "python"] for page in PAGES]
+        (tmp_path / "blocks.json").write_text(json.dumps([[block.on(database) for block in page] for page in pages]))
         done = run_in(by_readme, f"python {program} < {tmp_path / 'blocks.json'}", tmp_path, "")
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == [block.printed for section in EXAMPLES.values() for block in section]
+        assert json.loads(done.stdout) == [block.printed for page in pages for block in page]
 
     def test_its_contract(self, by_readme: Environment, tmp_path: Path) -> None:
         """The kit runs with what the extra ``testing`` brings."""
-        (block,) = [block for block in BLOCKS if block.tests_something]
+        block = next(block for block in blocks_of("docs/contract.md") if block.tests_something)
         (tmp_path / "test_mine.py").write_text(block.text)
         done = run_in(by_readme, "python -m pytest -q -p no:cacheprovider -k State", tmp_path, "")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -153,10 +167,10 @@ def test_what_is_imported_is_declared() -> None:
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     names = {re.split(r"[\[<>=]", line)[0].lower().replace("-", "_") for line in lines}
     declared = names | {_IMPORTED_AS.get(name, name.removesuffix("_cli")) for name in names}
-    ours = {"saga_store", "tests", "examples", "benchmarks", "migrations", "shop"}
+    ours = {"saga_store", "tests", "examples", "benchmarks", "migrations", "website", "shop"}
     found = {
         name.partition(".")[0]
-        for folder in ("saga_store", "tests", "examples", "benchmarks", "migrations")
+        for folder in ("saga_store", "tests", "examples", "benchmarks", "migrations", "website")
         for file in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         for name in _imported(node)
