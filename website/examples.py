@@ -2,19 +2,28 @@
 
 from pathlib import Path
 
-EXAMPLES = {
-    "order_saga": "An order under python-cqrs: the application that `make demo` runs",
-    "host_revision": "An application whose Alembic revisions call saga-store's",
-    "host_branch": "An application whose Alembic has saga-store's revisions as a branch",
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
+NAMES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and any(path.rglob("*.py")))
+_LANGUAGES = {
+    ".py": "python",
+    ".ini": "ini",
+    ".mako": "mako",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".toml": "toml",
+    ".md": "markdown",
+    ".txt": "text",
+    "": "text",
 }
-_LANGUAGES = {".py": "python", ".ini": "ini", ".mako": "mako", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}
 
 
-def as_page(folder: Path) -> str:
+def as_page(name: str) -> str:
     """Return all files of an example, one after the other."""
-    parts = [f"# examples/{folder.name}\n\n{EXAMPLES[folder.name]}.\n"]
+    folder = FOLDER / name
+    parts = [f"# examples/{name}\n"]
     for path in sorted(folder.rglob("*")):
-        text = path.read_text(encoding="utf-8") if path.is_file() and path.suffix in _LANGUAGES else ""
-        if text.strip():
-            parts.append(f"## {path.relative_to(folder)}\n\n````{_LANGUAGES[path.suffix]}\n{text}````\n")
+        if path.is_file() and path.suffix in _LANGUAGES:
+            text = path.read_text(encoding="utf-8")
+            if text.strip():
+                parts.append(f"## {path.relative_to(folder)}\n\n````{_LANGUAGES[path.suffix]}\n{text}````\n")
     return "\n".join(parts)

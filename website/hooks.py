@@ -5,7 +5,7 @@ The pages are Markdown that reads well in a checkout, too; so links are what the
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from website import command_line, tables
-from website.examples import EXAMPLES, as_page
+from website.examples import NAMES, as_page
 
 ROOT = Path(__file__).resolve().parent.parent
 # Documents of the checkout that are pages, too, by where they stand there.
@@ -25,7 +25,7 @@ COPIED = {
     "CONTRIBUTING.md": "contributing.md",
     "LICENSE": "licence.md",
 }
-ELSEWHERE = COPIED | {f"examples/{name}": f"examples/{name}.md" for name in EXAMPLES}
+EXAMPLES = {f"examples/{name}": f"examples/{name}.md" for name in NAMES}
 GENERATED: Mapping[str, Callable[[], str]] = {
     "command line": command_line.as_markdown,
     "tables": tables.as_markdown,
@@ -35,13 +35,28 @@ _LINK = re.compile(r"(?<=\]\()[^)\s]+(?=\))")
 _MARK = re.compile(r"^<!-- generated: (.*) -->$", re.MULTILINE)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Give each example its place, and pages that mkdocs.yml doesn't name one at the end."""
+    docs, nav = Path(config.docs_dir), config.nav or []
+    unplaced = sorted({str(path.relative_to(docs)) for path in docs.rglob("*.md")} - set(_pages_in(nav)))
+    config.nav = [*nav, {"Examples": list(EXAMPLES.values())}, *([{"Other": unplaced}] if unplaced else [])]
+    return config
+
+
+def _pages_in(nav: object) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    for part in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from _pages_in(part)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that have no file in docs/."""
     for source, page in COPIED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=_turned(text, source)))
-    for name in EXAMPLES:
-        files.append(File.generated(config, ELSEWHERE[f"examples/{name}"], content=as_page(ROOT / "examples" / name)))
+    for name in NAMES:
+        files.append(File.generated(config, EXAMPLES[f"examples/{name}"], content=as_page(name)))
     return files
 
 
@@ -53,14 +68,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _turned(markdown: str, source: str) -> str:
     """Return the text of a document with its links as they are in the site."""
-    own = ELSEWHERE.get(source, source.removeprefix("docs/"))
+    own = COPIED.get(source, source.removeprefix("docs/"))
 
     def turn(link: re.Match[str]) -> str:
         url = urlsplit(link[0])
         if url.scheme or not url.path:
             return link[0]
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), url.path))
-        page = target.removeprefix("docs/") if target.startswith("docs/") else ELSEWHERE.get(target)
+        page = target.removeprefix("docs/") if target.startswith("docs/") else COPIED.get(target)
+        if page is None:
+            page = EXAMPLES.get("/".join(target.split("/")[:2]))  # a file of it stands on the same page
         if page is None:
             raise PluginError(f"{source} links to {link[0]}, which is no page of the site: see website/hooks.py")
         return url._replace(path=posixpath.relpath(page, posixpath.dirname(own) or ".")).geturl()

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import FunctionType
 
+import psycopg
 import pytest
 import yaml
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -48,6 +49,11 @@ LEFT_OUT = {
     ("docs/get-started.md", "sh"): "tests/docs/test_get_started.py types the page",
     ("docs/get-started.md", "python"): "tests/docs/test_get_started.py types the page",
     ("docs/how-to/kubernetes.md", "python"): "defines a probe for an application; tests/test_schema.py awaits acheck",
+    ("docs/how-to/plain-worker.md", "python"): "tests/test_how_to.py, to the end of its worker",
+    (
+        "docs/how-to/write-a-saga-by-hand.md",
+        "python",
+    ): "tests/test_how_to.py; the runner is the example's",
     ("docs/limits.md", "python"): "tests/test_pgbouncer.py, through PgBouncer",
     ("docs/limits.md", "ini"): "tests/test_pgbouncer.py, by PgBouncer",
     ("docs/migrations.md", "python"): "tests/test_migration_docs.py, and tests/test_hosts.py for the projects",
@@ -154,6 +160,24 @@ async def _leave(names: dict[str, object]) -> None:
         names["REGISTRY"].unregister(names["collector"])  # type: ignore[attr-defined] # prometheus-client's
 
 
+def test_the_worker_of_the_page(shop: Database, tmp_path: Path) -> None:
+    """The program of docs/recovery.md sees the shop's forgotten order through, and ends well when it is told to."""
+    block = next(block for block in blocks_of("docs/recovery.md") if block.first_line == "import asyncio")
+    program = tmp_path / "worker.py"
+    program.write_text(block.on(shop))
+    with (
+        psycopg.connect(shop.url(), autocommit=True) as connection,
+        subprocess.Popen([sys.executable, program]) as worker,
+    ):
+        try:
+            query = "SELECT status FROM saga_executions WHERE id = %s"
+            while connection.execute(query, [given.IN_DOUBT]).fetchone() != ("COMPLETED",):
+                assert worker.poll() is None
+        finally:
+            worker.terminate()
+    assert worker.returncode == 0
+
+
 @pytest.mark.parametrize("block", [block for block in run_here("python") if block.tests_something], ids=str)
 def test_the_kit_runs_as_shown(block: Block, tmp_path: Path) -> None:
     """pytest collects the block as a module of a project that has no settings, and all of it passes."""
@@ -237,6 +261,10 @@ def test_console(block: Block) -> None:
 @pytest.mark.parametrize("block", [*run_here("yaml"), *run_here("toml"), *run_here("json")], ids=str)
 def test_data(block: Block) -> None:
     """It can be read as what it says that it is."""
-    read: Callable[[str], object]
-    read = {"yaml": yaml.safe_load, "toml": tomllib.loads, "json": json.loads}[block.language]
-    assert read(block.text)
+    match block.language:
+        case "yaml":
+            assert yaml.safe_load(block.text)
+        case "toml":
+            assert tomllib.loads(block.text)
+        case _:
+            assert json.loads(block.text)

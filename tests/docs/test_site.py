@@ -1,5 +1,6 @@
 """The documentation as a site: it builds strictly, leads nowhere that isn't there, and asks nobody for anything."""
 
+import json
 import os
 import re
 import subprocess
@@ -103,9 +104,12 @@ def address(built: Path) -> Iterator[str]:
         yield addresses["site"]
 
 
-def test_in_a_browser(pages: dict[str, Page], address: str) -> None:
+def test_in_a_browser(built: Path, pages: dict[str, Page], address: str) -> None:
     """Every page at either width: without a fault, a request elsewhere, or anything that sticks out."""
     with chromium() as browser, visiting(browser) as visit:
+        # Each page would read the index of all of them; test_search does once.
+        index = json.loads((built / "search" / "search_index.json").read_text(encoding="utf-8")) | {"docs": []}
+        visit.page.route("**/search_index.json", lambda asked: asked.fulfill(json=index))
         for name in sorted(pages):
             page = visit.open(f"{address}/{name}")
             for size, (width, height) in SIZES.items():
