@@ -4,9 +4,7 @@ import ast
 import asyncio
 import inspect
 import os
-import re
 import signal
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 from uuid import uuid4

@@ -48,6 +48,9 @@ LEFT_OUT = {
     ),
     ("docs/get-started.md", "sh"): "tests/docs/test_get_started.py types the page",
     ("docs/get-started.md", "python"): "tests/docs/test_get_started.py types the page",
+    ("docs/how-to/celery.md", "python"): "tests/test_how_to.py, with a worker of Celery's",
+    ("docs/how-to/fastapi.md", "python"): "tests/test_how_to.py serves it",
+    ("docs/how-to/litestar.md", "python"): "tests/test_how_to.py serves it",
     ("docs/how-to/kubernetes.md", "python"): "defines a probe for an application; tests/test_schema.py awaits acheck",
     ("docs/how-to/plain-worker.md", "python"): "tests/test_how_to.py, to the end of its worker",
     (
