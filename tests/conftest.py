@@ -53,6 +53,12 @@ def server(pytestconfig: pytest.Config) -> PostgresServer:
 
 
 @pytest.fixture(scope="session")
+def saga_store_server(server: PostgresServer) -> PostgresServer:
+    """The run's, for the fixtures of the plugin."""
+    return server
+
+
+@pytest.fixture(scope="session")
 def databases(server: PostgresServer) -> Iterator[Databases]:
     with psycopg.connect(server.url, autocommit=True) as admin:
         databases = Databases(server, admin)

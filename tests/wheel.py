@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("saga_store", "migrations", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("saga_store", "pytest_saga_store.py", "migrations", "pyproject.toml", "README.md", "LICENSE")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ LEFT_OUT = {
         "docs/how-to/write-a-saga-by-hand.md",
         "python",
     ): "tests/test_how_to.py; the runner is the example's",
+    ("docs/how-to/test-your-code.md", "python"): "tests/test_pytest_plugin.py types the page",
     ("docs/limits.md", "python"): "tests/test_pgbouncer.py, through PgBouncer",
     ("docs/limits.md", "ini"): "tests/test_pgbouncer.py, by PgBouncer",
     ("docs/migrations.md", "python"): "tests/test_migration_docs.py, and tests/test_hosts.py for the projects",
