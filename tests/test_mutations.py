@@ -51,16 +51,18 @@ from saga_store.inspection import (
     SagaSummary,
 )
 from saga_store.joining import Fate, Part
+from saga_store.memory_database import Row
 from saga_store.retention_model import (
     ArchiveState,
     ArchivingTurn,
     Restored,
     RetentionSnapshot,
+    SagaArchive,
     SagaMark,
     SagaRecord,
     StubsMade,
 )
-from saga_store.retention_storage import Hold
+from saga_store.retention_storage import Change, Hold
 from saga_store.run import SagaRun
 from saga_store.storage import SagaState
 from saga_store.testing import (
@@ -1064,6 +1066,78 @@ class FencesByHistory(MemorySagaStorage):
         return await super()._make_stubs(archive_id, seen)
 
 
+class FencesByLength(MemorySagaStorage):
+    """Counts entries, and doesn't look which is the last."""
+
+    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade | None:
+        logs = self._database._logs
+        seen = [replace(mark, last_entry_id=logs[mark.id][-1].id) if logs.get(mark.id) else mark for mark in marks]
+        return await super()._make_stubs(archive_id, seen)
+
+
+class RemovesHeld(MemorySagaStorage):
+    """Looks for holds when it reads, and not any more when it removes."""
+
+    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade | None:
+        rows = self._database._rows
+        for mark in marks:
+            if mark.id in rows:
+                rows[mark.id] = replace(rows[mark.id], retain_until=None)
+        return await super()._make_stubs(archive_id, marks)
+
+
+class ChangesStubs(MemorySagaStorage):
+    """Makes stubs that aren't what they should be."""
+
+    def changed(self, stub: Row) -> Row:
+        """Return what is stored in place of the stub."""
+        raise NotImplementedError
+
+    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade | None:
+        made = await super()._make_stubs(archive_id, marks)
+        for saga_id in made.made if made else ():
+            self._database._rows[saga_id] = self.changed(self._database._rows[saga_id])
+        return made
+
+
+class MarksNoStub(ChangesStubs):
+    """Empties a saga, and doesn't say that it was archived."""
+
+    def changed(self, stub: Row) -> Row:
+        return replace(stub, archived_at=None)
+
+
+class NamesAnotherArchive(ChangesStubs):
+    """Has the stub refer to the first archive that there was."""
+
+    def changed(self, stub: Row) -> Row:
+        archives = self._database._archives.values()
+        return replace(stub, archived_at=min(one.archived_at for one in archives if one.archived_at))
+
+
+class KeepsTheHistory(MemorySagaStorage):
+    """Makes a stub of the row, and leaves the entries, which come back beside those of the archive."""
+
+    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade | None:
+        before = {mark.id: list(self._database._logs.get(mark.id, ())) for mark in marks}
+        made = await super()._make_stubs(archive_id, marks)
+        for saga_id in made.made if made else ():
+            self._database._logs[saga_id] = before[saga_id]
+        return made
+
+
+class SharesTimes(MemorySagaStorage):
+    """Draws the time of an archive from the clock alone, which may stand still."""
+
+    async def _change_archive(self, change: Change) -> SagaArchive | None:
+        archives = self._database._archives
+        before = [one.archived_at for one in archives.values() if one.archived_at]
+        changed = await super()._change_archive(change)
+        if changed is not None and change.after is ArchiveState.VERIFIED and before:
+            changed = archives[changed.id] = replace(changed, archived_at=max(before))
+        return changed
+
+
 class ForgetsHolds(MemorySagaStorage):
     """Lets go what is held."""
 
@@ -1134,6 +1208,29 @@ class RestoresWithoutHistory(MemorySagaStorage):
         for record in records:
             self._database._logs[record.id] = []
         return restored
+
+
+class RestoresUnderNewIds(MemorySagaStorage):
+    """Draws new ids for entries that come back into their own stub."""
+
+    async def _restore(self, records: Sequence[SagaRecord], *arguments: Any) -> list[Restored]:
+        restored = await super()._restore(records, *arguments)
+        for record, outcome in zip(records, restored, strict=True):
+            if outcome is Restored.RESTORED:
+                self._database._logs[record.id] = [
+                    replace(entry, id=next(self._database._sequence)) for entry in record.entries
+                ]
+        return restored
+
+
+class RestoresFromAnyArchive(MemorySagaStorage):
+    """Puts a record into a stub, whichever archive that is of."""
+
+    async def _restore(
+        self, records: Sequence[SagaRecord], archive_id: UUID | None, keep_for: timedelta
+    ) -> list[Restored]:
+        del archive_id
+        return await super()._restore(records, None, keep_for)
 
 
 class KeepsNothing(MemorySagaStorage):
@@ -1353,6 +1450,14 @@ MUTANTS = (
     Mutant(ForgetsFresh, StubContract, "test_a_forgotten_stub_is_gone"),
     Mutant(FencesByVersion, RetentionContract, "test_what_has_changed_since_stays[appends]"),
     Mutant(FencesByHistory, RetentionContract, "test_what_has_changed_since_stays[updates]"),
+    Mutant(FencesByLength, RetentionContract, "test_another_history_of_the_same_length_stays"),
+    Mutant(RemovesHeld, RetentionContract, "test_what_is_restored_stays_for_a_while"),
+    Mutant(MarksNoStub, StubContract, "test_a_stub_is_not_read[get_saga]"),
+    Mutant(NamesAnotherArchive, StubContract, "test_it_is_found_with_its_archive"),
+    Mutant(KeepsTheHistory, RetentionContract, "test_a_saga_comes_back_as_it_was"),
+    Mutant(SharesTimes, RetentionContract, "test_the_ledger"),
+    Mutant(RestoresUnderNewIds, RetentionContract, "test_a_saga_comes_back_as_it_was"),
+    Mutant(RestoresFromAnyArchive, RetentionContract, "test_an_older_archive_doesnt_fill_a_newer_ones_stub"),
     Mutant(ForgetsHolds, RetentionContract, "test_what_a_policy_lets_go"),
     Mutant(HoldsFence, HoldContract, "test_a_hold_is_recorded_and_fences_nobody[RUNNING]"),
     Mutant(ReleasesAnything, HoldContract, "test_what_cannot_be_held"),

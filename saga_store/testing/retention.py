@@ -375,6 +375,7 @@ class StubContract(_RetentiveContract):
         saga_id = await finished(storage, name)
         assert await storage.find_stub(saga_id) is None
         assert await storage.find_stub(uuid4()) is None
+        await verified(storage)
         archive, record = await let_go(storage, saga_id)
         stub = await storage.find_stub(saga_id)
         assert stub is not None
@@ -515,6 +516,19 @@ class RetentionContract(_RetentiveContract):
         assert (list(made.made), list(made.already)) == ([untouched], [])
         assert await stored(storage, changed) == before
         assert (await storage.get_archive(archive.id)).removed == 1
+
+    async def test_another_history_of_the_same_length_stays(self, storage: RetentiveStorage) -> None:
+        """What is compared is the last entry, too, not only how many there are."""
+        name = f"order-{uuid4()}"
+        saga_id = await finished(storage, name)
+        [saga] = await expired(storage, name)
+        before = await stored(storage, saga_id)
+        archive = await verified(storage)
+        for last in (saga.mark.last_entry_id - 1, saga.mark.last_entry_id + 1):
+            made = await storage.make_stubs(archive.id, [replace(saga.mark, last_entry_id=last)])
+            assert (list(made.made), list(made.already)) == ([], [])
+        assert await stored(storage, saga_id) == before
+        assert list((await storage.make_stubs(archive.id, [saga.mark])).made) == [saga_id]
 
     async def test_once_more_tells_the_same(self, storage: RetentiveStorage) -> None:
         """Whoever doesn't know whether it was done does it again: it tells what is done, and counts it once."""
