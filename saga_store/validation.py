@@ -12,6 +12,7 @@ from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError
 from saga_store.model import Context, LogStep, SagaStatus, SagaStepStatus, StepAction
+from saga_store.remedies import key_remedy, remedy, remedy_for_context
 
 MAX_NAME_LENGTH = 255
 MAX_CONTEXT_DEPTH = 500
@@ -206,7 +207,7 @@ _Node = tuple[Any, object, "_Node | None"]
 def _check_context(context: object) -> None:
     """Refuse what wouldn't come back equal, naming the path to it."""
     if not isinstance(context, dict):
-        raise InvalidSagaDataError("context", f"must be a dict, not {_show(context)}")
+        raise InvalidSagaDataError("context", f"must be a dict, not {_show(context)}; {remedy_for_context(context)}")
     pending: list[tuple[_Node, int]] = [((context, None, None), 1)]
     while pending:
         node, depth = pending.pop()
@@ -229,7 +230,9 @@ def _children(node: _Node) -> Iterable[tuple[object, object]]:
         return enumerate(container)
     for key in container:
         if not isinstance(key, str):
-            raise InvalidSagaDataError(_path(node), f"has the key {_show(key)}; JSON's keys are strings")
+            raise InvalidSagaDataError(
+                _path(node), f"has the key {_show(key)}; JSON's keys are strings: {key_remedy(key)}"
+            )
         if problem := _text_problem(key):
             raise InvalidSagaDataError(_path(node), f"has a key that {problem}")
     return container.items()
@@ -246,8 +249,7 @@ def _scalar_problem(value: object) -> str | None:
         return "has more than 4300 digits, which Python doesn't read back; store it as a string in hexadecimal"
     if isinstance(value, float):
         return None if math.isfinite(value) else f"is {value}, which JSON can't hold; use None or a string"
-    remedy = "use a list" if isinstance(value, tuple) else "convert it to str, int, float, bool, None, list or dict"
-    return f"is {_show(value)}, which wouldn't come back from JSON as it is; {remedy}"
+    return f"is {_show(value)}, which wouldn't come back from JSON as it is; {remedy(value)}"
 
 
 def _text_problem(text: str) -> str | None:
