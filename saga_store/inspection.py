@@ -319,6 +319,7 @@ class SagaFigures:
         last_archived_at: When an archive was last verified.
         oldest_open_archive: How long ago the oldest archive was begun that is neither REMOVED nor FAILED; zero if none.
         missing: The shards that couldn't be asked, and that aren't counted here; as in ``SagaPage``.
+        shards: Of a storage that is made of several: the figures of each that could be asked, by its place.
     """
 
     unfinished: Mapping[tuple[str, SagaCondition], int]
@@ -339,6 +340,7 @@ class SagaFigures:
     last_archived_at: datetime | None = None
     oldest_open_archive: timedelta = timedelta()
     missing: tuple[int, ...] = ()
+    shards: Mapping[int, "SagaFigures"] = field(default_factory=dict)
 
 
 class AttemptState(StrEnum):

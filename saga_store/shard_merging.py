@@ -69,7 +69,8 @@ def merge_counts(counts: Sequence[SagaCount], missing: tuple[int, ...]) -> SagaC
     return SagaCount(min(total, MOST_COUNTED), is_partial=is_partial, missing=missing)
 
 
-def merge_figures(figures: Sequence[SagaFigures], missing: tuple[int, ...]) -> SagaFigures:
+def merge_figures(shards: Mapping[int, SagaFigures], missing: tuple[int, ...]) -> SagaFigures:
+    figures = list(shards.values())
     unfinished: Counter[tuple[str, SagaCondition]] = Counter()
     table_bytes: Counter[tuple[str, str]] = Counter()
     dead_tuples: Counter[str] = Counter()
@@ -97,6 +98,7 @@ def merge_figures(figures: Sequence[SagaFigures], missing: tuple[int, ...]) -> S
         last_archived_at=max((one.last_archived_at for one in figures if one.last_archived_at), default=None),
         oldest_open_archive=max(one.oldest_open_archive for one in figures),
         missing=missing,
+        shards=dict(shards),
     )
 
 

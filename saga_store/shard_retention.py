@@ -105,5 +105,6 @@ class ShardedRetention(RetentionStorage):
 def _refuse() -> NoReturn:
     raise InvalidSagaDataError(
         "storage",
-        "is made of shards, each with a ledger and archives of its own: archive each of its `shards` by itself",
+        "is made of shards, each with a ledger and archives of its own: archive() and verify() of saga_store.retention "
+        "take all of them; do anything else on each of its `shards`",
     )

@@ -20,11 +20,13 @@ class ShardSet:
     """Several storages, none of which is used before it is known to be the shard that it is taken for.
 
     One that couldn't be reached is looked at again before it is used again, for it may have come back as another.
-    ``ready`` has those that may be used at once, at their places.
+    ``ready`` has those that may be used at once, at their places. Unless it ``records`` what they are, new ones are
+    left as they are.
     """
 
-    def __init__(self, storages: Iterable[SagaStorage]) -> None:
+    def __init__(self, storages: Iterable[SagaStorage], *, records: bool = True) -> None:
         self.storages: tuple[SagaStorage, ...] = _valid_storages(storages)
+        self._records = records
         self.ready: list[SagaStorage | None] = [None] * len(self.storages)
         self._states: dict[int, ShardState] = {}
         self._unreachable: dict[int, SagaStoreError] = {}
@@ -34,6 +36,11 @@ class ShardSet:
     def record_of(self, index: int) -> ShardRecord | None:
         """Return what the shard has recorded, as far as that is known."""
         return self._states[index].record if index in self._states else None
+
+    @property
+    def unreachable(self) -> dict[int, SagaStoreError]:
+        """Why some couldn't be reached when they were last asked."""
+        return {index: self._error(index) for index in sorted(self._unreachable) if self.ready[index] is None}
 
     async def get(self, index: int) -> SagaStorage:
         """Return a shard that may be used, or raise what is in the way."""
@@ -129,39 +136,34 @@ class ShardSet:
         states = self._states | looked_at
         count = len(self.storages)
         check_states(states, count, is_known=bool(self._states))
+        for problem in found.values():
+            # What is wrong with one of too many, or of other shards, is told by that.
+            if isinstance(problem, BaseException) and not isinstance(problem, StorageUnavailableError):
+                raise problem
         if any(state.record is None for state in states.values()):
-            if unreachable:
+            _refuse_full(states)
+            if unreachable and self._records:
                 index, cause = next(iter(unreachable.items()))
                 raise StorageUnavailableError(
                     f"shard {index} can't be reached, and what the shards are hasn't been recorded yet: {cause}"
                 ) from cause
-            states = looked_at = await self._record(states)
-            check_states(states, count, is_known=True)
-        self._states |= looked_at
+            if self._records:
+                states = looked_at = await self._record(states)
+                check_states(states, count, is_known=True)
+        self._states |= {index: state for index, state in looked_at.items() if state.record}
         self._unreachable = {**self._unreachable, **unreachable}
         for index in looked_at:
             self.ready[index] = self.storages[index]
 
-    async def _look(self) -> dict[int, ShardState | StorageUnavailableError]:
+    async def _look(self) -> dict[int, ShardState | BaseException]:
         asked = [index for index, shard in enumerate(self.ready) if shard is None]
         answers = await asyncio.gather(
             *(self.storages[index]._fetch_shard_state() for index in asked), return_exceptions=True
         )
-        found: dict[int, ShardState | StorageUnavailableError] = {}
-        for index, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, BaseException) and not isinstance(answer, StorageUnavailableError):
-                raise answer
-            found[index] = answer
-        return found
+        return dict(zip(asked, answers, strict=True))
 
     async def _record(self, states: dict[int, ShardState]) -> dict[int, ShardState]:
         """Record what each shard is. Of two that do it at once the first shard's record decides which cluster it is."""
-        if not all(state.is_empty for state in states.values()):
-            full = next(index for index, state in states.items() if not state.is_empty)
-            raise ShardingError(
-                f"storage {full} has sagas, and was never a shard: most of them would be looked for elsewhere; begin "
-                "with empty databases, or move its sagas as docs/scale.md tells"
-            )
         records = [state.record for state in states.values() if state.record]
         cluster = records[0].cluster if records else uuid4()
         recorded: dict[int, ShardState] = {}
@@ -172,6 +174,16 @@ class ShardSet:
             if record is not None and index == 0:
                 cluster = record.cluster
         return recorded
+
+
+def _refuse_full(states: Mapping[int, ShardState]) -> None:
+    """Refuse to make a shard of what has sagas."""
+    for index, state in states.items():
+        if not state.is_empty:
+            raise ShardingError(
+                f"storage {index} has sagas, and was never a shard: most of them would be looked for elsewhere; begin "
+                "with empty databases, or move its sagas as docs/scale.md tells"
+            )
 
 
 def _valid_storages(storages: object) -> tuple[SagaStorage, ...]:

@@ -38,6 +38,9 @@ from saga_store.write import Claim, Outcome, Settlement, Write
 
 _logger = logging.getLogger("saga_store")
 
+# Of an id that is given in full.
+_DIGITS = 32
+
 
 class ShardedSagaStorage(ShardedRetention, SagaStorage):
     """Saga storage over several storages, each of which has some of the sagas, by a hash of their ids.
@@ -49,24 +52,27 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
     - What concerns a saga goes to its shard. If that can't be reached, it raises StorageUnavailableError.
     - Claims are shared out evenly over all shards, and go to them at the same time. Those with the fewest attempts
       come first; which sagas haven't changed for longest is known within a shard only.
-    - Lists and views ask all shards at once, and merge what they say by what it is sorted by.
+    - Lists and views ask all shards at once, and merge what they say by what it is sorted by. Who asks for a whole id
+      asks for one saga.
     - As long as one shard answers, lists, views and claims do: ``missing`` of what views return names the others, by
       their places, and where a plain list is returned, a WARNING does.
     - The ids of log entries are unique within a saga, and no more.
     - ``run.commit(into=session)`` needs a session on the saga's shard; ``shard_of`` tells which that is.
     - Holds, stubs and restored sagas go to their shards, those that are restored together in one transaction of each
-      shard; archives are each shard's own: archive each of ``shards`` by itself.
+      shard; archives and their ledgers are each shard's own, and ``saga_store.retention`` goes through all of them.
     - A context may be as big as the shard allows that allows least.
 
     Args:
         storages: The shards, always in the same order; each commits its own calls.
+        records: Whether to record what the shards are, where all of them are new and empty. Without it they may be
+            looked at by a role that may only read; what is written to them goes unchecked then, so it is for views.
 
     Raises:
         InvalidSagaDataError: There are none, or more than 1,000; one is no SagaStorage, or joins a transaction.
     """
 
-    def __init__(self, storages: Iterable[SagaStorage]) -> None:
-        self._set = ShardSet(storages)
+    def __init__(self, storages: Iterable[SagaStorage], *, records: bool = True) -> None:
+        self._set = ShardSet(storages, records=records)
         self._ready = self._set.ready
         self._shards = len(self._ready)
         self._max_context_bytes = min(shard._max_context_bytes for shard in self._set.storages)
@@ -76,6 +82,20 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
     def shards(self) -> tuple[SagaStorage, ...]:
         """The storages that this one is made of."""
         return self._set.storages
+
+    @property
+    def unreachable(self) -> dict[int, SagaStoreError]:
+        """Which shards couldn't be reached when they were last asked, by their places in the list, and why."""
+        return self._set.unreachable
+
+    async def reach(self) -> dict[int, SagaStoreError]:
+        """See whether the shards are what they should be, and return which ones can't be reached, and why.
+
+        Raises:
+            ShardingError: They aren't.
+            StorageUnavailableError: None can be reached.
+        """
+        return await self._set.reach()
 
     def shard_of(self, saga_id: UUID) -> int:
         """Return in which shard a saga lives, by its place in the list, whether the saga is there or not.
@@ -177,6 +197,8 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
         return claimed
 
     async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
+        if query.id_prefix is not None and len(query.id_prefix) == _DIGITS:
+            return await (await self._shard_with(UUID(query.id_prefix)))._find(query, limit, after)
         found, missing = await self._set.ask_all(lambda shard: shard._find(query, limit, after))
         return merge_pages(list(found.values()), limit, tuple(missing))
 
@@ -215,7 +237,7 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
 
     async def _fetch_figures(self, query: SagaQuery) -> SagaFigures:
         found, missing = await self._set.ask_all(lambda shard: shard._fetch_figures(query))
-        return merge_figures(list(found.values()), tuple(missing))
+        return merge_figures(found, tuple(missing))
 
 
 class _JoinedShard:

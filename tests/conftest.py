@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,9 +14,11 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
+from saga_store import schema
 from saga_store.testing.postgres import PostgresServer, PostgresUnavailableError, serve
 from tests.cqrs_tables import create_tables
 from tests.databases import Database, Databases
+from tests.shard_schemas import SHARD_SCHEMAS, Shards
 from tests.wheel import Environment, build_wheel, install_wheel
 
 pytest_plugins = ["tests.announcing"]
@@ -90,6 +93,21 @@ def database(databases: Databases, template: Database) -> Iterator[Database]:
 def empty_database(databases: Databases) -> Iterator[Database]:
     with databases.empty() as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def shards_template(databases: Databases) -> Iterator[Database]:
+    """Yield a database whose schemas are shards."""
+    with databases.empty() as database:
+        for name in SHARD_SCHEMAS:
+            schema.upgrade(database.url("psycopg"), schema=name, create_schema=True)
+        yield database
+
+
+@pytest.fixture
+def shards(databases: Databases, shards_template: Database, tmp_path: Path) -> Iterator[Shards]:
+    with databases.clone(shards_template) as database:
+        yield Shards(database, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -310,6 +310,7 @@ class TestCollector:
         assert described == {name.removesuffix("_total") for name in NAMES} | {
             "saga_store_retention_lag_seconds",
             "saga_store_last_archive_timestamp_seconds",
+            "saga_store_shard_up",
         }
         registry = CollectorRegistry(auto_describe=True)
         registry.register(SagaCollector(MemorySagaStorage()))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from saga_store.cli import adopt, grants, metrics, migrate, retention, saga, shards, web
+from saga_store.cli import adopt, distribute, grants, metrics, migrate, retention, saga, shards, web
 from saga_store.cli.carrying import carry_out
 from saga_store.cli.console import Console, close, write
 from saga_store.cli.exits import Exit
@@ -38,6 +38,7 @@ REGISTERED = (
     metrics.register,
     web.register,
     shards.register,
+    distribute.register,
 )
 
 
@@ -51,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(given, "run"):
             parser.print_help()
             return Exit.USAGE
-        return carry_out(given.run, given, Console(as_json=given.json))
+        console = Console(as_json=given.json)
+        if given.schema is not None and getattr(given, "shards", None) is not None:
+            return console.fail(
+                ValueError("--schema and --shards can't be given together: shards have theirs"), Exit.USAGE
+            )
+        return carry_out(given.run, given, console)
     finally:
         close()
 

@@ -1,5 +1,6 @@
 """What the exit codes mean."""
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Self
 
@@ -24,5 +25,16 @@ class Exit(IntEnum):
     LOCKED = 6, "a lock wasn't to be had in time; nothing is half done, try again"
     ATTENTION = 7, "saga stuck: some are"
     REFUSED = 8, "refused, or changed since the plan; nothing was written"
-    PARTLY = 9, "partly done; the results say what"
+    PARTLY = 9, "partly done, or without shards that are down; the results say what"
     INTERRUPTED = 130, "interrupted"
+
+
+# The later, the worse.
+_SEVERITY = (
+    *(Exit.DONE, Exit.ATTENTION, Exit.AHEAD, Exit.BEHIND, Exit.DRIFTED, Exit.PARTLY, Exit.REFUSED),
+    *(Exit.LOCKED, Exit.USAGE, Exit.FAILED, Exit.INTERRUPTED),
+)
+
+
+def worst_of(codes: Iterable[Exit]) -> Exit:
+    return max(codes, key=_SEVERITY.index)

@@ -14,16 +14,14 @@ from pathlib import Path
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from saga_store.cli.console import Console, UnprintableError
+from saga_store.cli.console import Console, UnprintableError, warn
 from saga_store.cli.exits import Exit
-from saga_store.cli.migrate import given_url
-from saga_store.cli.retention import add_policy, asks_for_policy, policy_of
-from saga_store.cli.saga_run import explained
+from saga_store.cli.retention_policy import add_policy, asks_for_policy, policy_of
+from saga_store.cli.shards import ALL_AT_ONCE, add_shards
+from saga_store.cli.storages import missing_of, opened_storage, reason_of
 from saga_store.cli.verbs import Verbs, duration
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, SchemaError, StorageUnavailableError
 from saga_store.inspection import MAX_ATTEMPTS, STALE_AFTER, SagaFigures
-from saga_store.schema.connections import opened
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
 
 _MAX_NAMES = 100
 
@@ -39,6 +37,7 @@ def register(verbs: Verbs) -> None:
     )
     parser.add_argument("--stale-after", type=duration, default=STALE_AFTER, help="silent for this long is stale")
     parser.add_argument("--max-attempts", type=int, default=MAX_ATTEMPTS, help="this many exhaust a saga")
+    add_shards(parser, ALL_AT_ONCE)
     due = parser.add_argument_group("how far archiving lags behind, by the policy of saga-store archive")
     add_policy(due)
 
@@ -51,7 +50,8 @@ def _metrics(given: argparse.Namespace, console: Console) -> int:
     if given.json and given.output is not None:
         return console.fail(ValueError("--output is for Prometheus: leave --json or --output out"), Exit.USAGE)
     try:
-        text = prometheus.exposition(asyncio.run(_figures(given)), max_names=given.max_names)
+        figures = asyncio.run(_figures(given))
+        text = prometheus.exposition(figures, max_names=given.max_names)
     except InvalidSagaDataError as exc:
         return console.fail(exc, Exit.USAGE)
     except (SagaStoreError, CommandError, SQLAlchemyError):
@@ -60,22 +60,24 @@ def _metrics(given: argparse.Namespace, console: Console) -> int:
                 _print(given, console, prometheus.exposition(None))
         raise
     if given.json:
-        console.product("", metrics=prometheus.samples(text))
+        console.product("", metrics=prometheus.samples(text), missing=list(figures.missing))
     else:
         _print(given, console, text)
-    return Exit.DONE
+    return Exit.PARTLY if figures.missing else Exit.DONE
 
 
 async def _figures(given: argparse.Namespace) -> SagaFigures:
     policy = policy_of(given) if asks_for_policy(given) else None
-    async with opened(given_url(given)) as engine:
-        storage = SqlAlchemySagaStorage(engine, schema=given.schema)
+    async with opened_storage(given, records=False) as opened:
         try:
-            return await storage.get_figures(
+            figures = await opened.storage.get_figures(
                 stale_after=given.stale_after, max_attempts=given.max_attempts, retention=policy
             )
         except (StorageUnavailableError, SchemaError) as exc:
-            raise await explained(exc, engine, given, writes=False) from exc
+            raise await opened.explained(exc, writes=False) from exc
+        for error in missing_of(opened.storage).values():
+            warn(f"{reason_of(error)}; the figures are without it")
+        return figures
 
 
 def _print(given: argparse.Namespace, console: Console, text: str) -> None:

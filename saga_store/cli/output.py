@@ -9,6 +9,9 @@ from typing import Any
 
 from saga_store.cli.blocks import Block, Line, Verbatim, as_text
 from saga_store.cli.console import Console, warn
+from saga_store.cli.exits import Exit, worst_of
+from saga_store.cli.storages import missing_of, reason_of
+from saga_store.storage import SagaStorage
 
 _NARROWEST = 60
 # For a stdout whose encoding has no such signs.
@@ -43,6 +46,7 @@ class Output:
         self.for_machines: bool = given.json or given.ndjson
         self.console = console
         self.on_terminal: bool = not self.for_machines and sys.stdout is not None and sys.stdout.isatty()
+        self._missing: set[int] = set()
 
     def found(
         self, blocks: Sequence[Block], facts: Mapping[str, Any], lines: Iterable[Mapping[str, Any]] | None = None
@@ -61,6 +65,19 @@ class Output:
         """Say beside what a machine reads what else a person should know."""
         for each in said:
             warn(as_text([each], None))
+
+    def lacks(self, storage: SagaStorage, shards: Iterable[int]) -> None:
+        """Say which shards are missing in what was found, and why; each once."""
+        reasons = missing_of(storage)
+        for shard in sorted(set(shards) - self._missing):
+            # One that has answered meanwhile has no reason any more.
+            why = reason_of(reasons[shard]) if shard in reasons else f"shard {shard} didn't answer"
+            warn(f"{why}; its sagas are missing here")
+            self._missing.add(shard)
+
+    def code(self, code: Exit) -> Exit:
+        """Return how a verb ends that has found, or done, what there was on the shards that answered."""
+        return worst_of([code, Exit.PARTLY]) if self._missing else code
 
     def done(
         self, blocks: Sequence[Block], facts: Mapping[str, Any], lines: Iterable[Mapping[str, Any]] | None = None

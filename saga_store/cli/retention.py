@@ -1,39 +1,40 @@
 """The verbs that keep and let go: archive, archives, archived, verify, restore, forget, purge, stats."""
 
 import argparse
-import asyncio
-import contextlib
-import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
 from uuid import UUID
 
 from saga_store import retention
 from saga_store.cli import retention_shown as shown
 from saga_store.cli.console import Console, warn
-from saga_store.cli.exits import Exit
+from saga_store.cli.exits import Exit, worst_of
 from saga_store.cli.migrate import given_url
-from saga_store.cli.verbs import Run, Verbs, duration
-from saga_store.errors import ArchiverBusyError, InvalidSagaDataError
-from saga_store.retention import ArchiveError, RetentionPolicy
+from saga_store.cli.retention_policy import add_policy, asks_for_policy, policy_of
+from saga_store.cli.retention_run import Stop, check_shards, on, opened
+from saga_store.cli.shards import ALL_AT_ONCE, IN_TURN, add_shards, in_turn
+from saga_store.cli.storages import reason_of
+from saga_store.cli.verbs import Verbs, duration
+from saga_store.errors import (
+    InvalidSagaDataError,
+    SagaStoreError,
+)
+from saga_store.interface import IRetentionStorage
+from saga_store.retention import ArchiveError, RetentionPolicy, ShardsFailedError
 from saga_store.retention.archiving import default_by
+from saga_store.retention.over_shards import each_shard
 from saga_store.retention.removing import forget_stubs, purge
 from saga_store.retention.threads import in_thread
 from saga_store.retention_model import KEPT_AFTER_RESTORE, ArchiveState
-from saga_store.schema.connections import opened
 from saga_store.schema.settings import Progress
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
-
-_FOR_EVER = "ever"
-_Work = Callable[[argparse.Namespace, Console, "_Stop"], Awaitable[Exit]]
+from saga_store.sharding import ShardedSagaStorage
+from saga_store.storage import SagaStorage
 
 
 def register(verbs: Verbs) -> None:
     archive = verbs.add(
         "archive",
-        _on(_archive),
+        in_turn(on(_archive), before=on(check_shards)),
         summary="Archive finished sagas, verify the archives, and remove the sagas. For cron: what stops is finished "
         "by the next run.",
         database=True,
@@ -47,25 +48,30 @@ def register(verbs: Verbs) -> None:
     )
     archive.add_argument("--dry-run", action="store_true", help="say what would be archived, and do nothing")
     archive.add_argument("--max-seconds", type=float, metavar="N", help="begin nothing new after this time")
-    archive.add_argument("--max-sagas", type=int, metavar="N", help="archive at most this many")
+    archive.add_argument("--max-sagas", type=int, metavar="N", help="archive at most this many, of each shard")
     archive.add_argument("--compression", choices=["zstd", "gzip"], help="default: zstd, if zstandard is installed")
     archive.add_argument("--parquet", action="store_true", help="write Parquet files beside the archives, for analysts")
     archive.add_argument("--by", help="who archives, for the ledger (default: the user and the machine)")
 
-    archives = verbs.add("archives", _on(_archives), summary="List the archives of this database.", database=True)
+    archives = verbs.add(
+        "archives",
+        in_turn(on(_archives), before=on(_check_page)),
+        summary="List the archives of this database.",
+        database=True,
+    )
     archives.add_argument("--state", action="append", choices=[*ArchiveState], default=[], help="only of this state")
     archives.add_argument("--limit", type=int, default=50, help="how many at most (default: 50)")
     archives.add_argument("--after", help="where the page before ended")
 
     archived = verbs.add(
-        "archived", _on(_archived), summary="Show a saga from its archive, without putting it back.", database=True
+        "archived", on(_archived), summary="Show a saga from its archive, without putting it back.", database=True
     )
     archived.add_argument("id", type=_uuid, help="the saga")
     archived.add_argument("--archive", metavar="URI", help="where to look (default: where the ledger has the saga)")
 
     verify = verbs.add(
         "verify",
-        _on(_verify),
+        on(_verify),
         summary="Read archives to their end, and compare them with what was written; with a database, with its ledger.",
         database=True,
     )
@@ -73,7 +79,7 @@ def register(verbs: Verbs) -> None:
 
     restore = verbs.add(
         "restore",
-        _on(_restore),
+        on(_restore),
         summary="Put a saga back from its archive, or all of an archive, into this database.",
         database=True,
     )
@@ -90,14 +96,19 @@ def register(verbs: Verbs) -> None:
 
     forget = verbs.add(
         "forget",
-        _on(_forget),
+        in_turn(on(_forget), before=on(check_shards)),
         summary="Delete what is left of archived sagas, so that nothing tells any more that they were there.",
         database=True,
     )
     forget.add_argument("--older-than", type=duration, required=True, help="archived this long ago: 730d")
     forget.add_argument("--max-seconds", type=float, metavar="N", help="begin nothing new after this time")
 
-    purged = verbs.add("purge", _on(_purge), summary="Remove finished sagas for good, archived nowhere.", database=True)
+    purged = verbs.add(
+        "purge",
+        in_turn(on(_purge), before=on(_agree_on_all)),
+        summary="Remove finished sagas for good, archived nowhere.",
+        database=True,
+    )
     purged.add_argument("--without-archive", action="store_true", required=True, help="say that you know that")
     add_policy(purged)
     purged.add_argument("--yes", action="store_true", help="don't ask")
@@ -106,99 +117,30 @@ def register(verbs: Verbs) -> None:
 
     stats = verbs.add(
         "stats",
-        _on(_stats),
+        in_turn(on(_stats)),
         summary="Say how big the tables are, what is archived, and how far archiving lags behind a policy.",
         database=True,
     )
     add_policy(stats)
 
-
-def add_policy(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--completed", type=duration, help="COMPLETED ones, unchanged for this long: 30d")
-    parser.add_argument("--failed", type=duration, help="FAILED ones, unchanged for this long: 365d")
-    parser.add_argument(
-        "--name",
-        dest="names",
-        metavar="NAME=90d",
-        action="append",
-        type=_named,
-        default=[],
-        help=f"those of a name, whether COMPLETED or FAILED; NAME={_FOR_EVER} keeps them",
-    )
+    for parser in (archive, archives, forget, purged, stats):
+        add_shards(parser, IN_TURN)
+    for parser in (archived, verify, restore):
+        add_shards(parser, ALL_AT_ONCE)
 
 
-class _Stop:
-    """Whether to end between two steps: by Ctrl-C or SIGTERM, or when the time is up."""
-
-    def __init__(self, max_seconds: float | None) -> None:
-        self._deadline = None if max_seconds is None else asyncio.get_running_loop().time() + max_seconds
-        self.signalled = False
-
-    def __call__(self) -> bool:
-        return self.signalled or (self._deadline is not None and asyncio.get_running_loop().time() >= self._deadline)
-
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine of asyncio.run's
-
-        def stop() -> None:
-            if self.signalled:
-                task.cancel()
-            else:
-                warn("ending after this step; again, to end at once")
-            self.signalled = True
-
-        signals = (signal.SIGINT, signal.SIGTERM)
-        # Neither Windows nor another thread than the main one has it.
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            for one in signals:
-                loop.add_signal_handler(one, stop)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                for one in signals:
-                    loop.remove_signal_handler(one)
+async def _check_page(given: argparse.Namespace, _console: Console, _: Stop) -> Exit:
+    if given.after is not None:
+        raise InvalidSagaDataError(
+            "--after", "is of one shard's list: give its --schema, or --url, in place of --shards"
+        )
+    return Exit.DONE
 
 
-def _on(work: _Work) -> Run:
-    def run(given: argparse.Namespace, console: Console) -> int:
-        try:
-            return asyncio.run(_run(work, given, console))
-        except ArchiverBusyError as exc:
-            return console.fail(exc, Exit.LOCKED)
-        except ArchiveError as exc:
-            return console.fail(exc, Exit.FAILED)
-        except InvalidSagaDataError as exc:
-            return console.fail(exc, Exit.USAGE)
-
-    return run
-
-
-async def _run(work: _Work, given: argparse.Namespace, console: Console) -> Exit:
-    stop = _Stop(getattr(given, "max_seconds", None))
-    with stop.on_signals():
-        try:
-            code = await work(given, console, stop)
-        except asyncio.CancelledError:
-            if not stop.signalled:
-                raise
-            warn("interrupted; the next run finishes what was begun")
-            return Exit.INTERRUPTED
-    return Exit.INTERRUPTED if stop.signalled and code is Exit.DONE else code
-
-
-@contextlib.asynccontextmanager
-async def _storage(given: argparse.Namespace) -> AsyncIterator[SqlAlchemySagaStorage]:
-    async with opened(given_url(given)) as engine:
-        yield SqlAlchemySagaStorage(engine, schema=given.schema)
-
-
-async def _archive(given: argparse.Namespace, console: Console, stop: _Stop) -> Exit:
+async def _archive(given: argparse.Namespace, console: Console, stop: Stop) -> Exit:
     policy = replace(policy_of(given), forget_after=given.forget_after)
     target = retention.Target(given.to)
-    async with _storage(given) as storage:
+    async with opened(given) as storage:
         report = await retention.archive(
             storage,
             target,
@@ -217,16 +159,16 @@ async def _archive(given: argparse.Namespace, console: Console, stop: _Stop) -> 
     return Exit.DONE
 
 
-async def _archives(given: argparse.Namespace, console: Console, _: _Stop) -> Exit:
-    async with _storage(given) as storage:
+async def _archives(given: argparse.Namespace, console: Console, _: Stop) -> Exit:
+    async with opened(given) as storage:
         states = [ArchiveState(state) for state in given.state]
         page = await storage.find_archives(states=states, limit=given.limit, after=given.after)
     console.product(shown.archives_as_text(page), **shown.plain(page))
     return Exit.DONE
 
 
-async def _archived(given: argparse.Namespace, console: Console, _: _Stop) -> Exit:
-    async with _storage(given) as storage:
+async def _archived(given: argparse.Namespace, console: Console, _: Stop) -> Exit:
+    async with opened(given) as storage:
         found = await retention.find_archived(storage, given.id, archive=given.archive)
     if found is None:
         raise ArchiveError(f"no archive is known to have saga {given.id}; say by --archive where to look")
@@ -234,9 +176,9 @@ async def _archived(given: argparse.Namespace, console: Console, _: _Stop) -> Ex
     return Exit.DONE
 
 
-async def _verify(given: argparse.Namespace, console: Console, _: _Stop) -> Exit:
-    if given_url(given):
-        async with _storage(given) as storage:
+async def _verify(given: argparse.Namespace, console: Console, _: Stop) -> Exit:
+    if given.shards is not None or given_url(given):
+        async with opened(given) as storage:
             report = await retention.verify(given.uri, storage)
     else:
         report = await retention.verify(given.uri)
@@ -244,20 +186,27 @@ async def _verify(given: argparse.Namespace, console: Console, _: _Stop) -> Exit
     return Exit.FAILED if report.problems else Exit.DONE
 
 
-async def _restore(given: argparse.Namespace, console: Console, _: _Stop) -> Exit:
-    async with _storage(given) as storage:
-        report = await retention.restore(
-            storage,
-            given.id,
-            archive=given.archive,
-            keep_for=given.keep_for,
-            report=lambda done: console.report(Progress("restore", done.sagas)),
-        )
-    console.result(shown.restored_as_text(report), **shown.restored_as_facts(report))
-    return Exit.REFUSED if report.other else Exit.DONE
+async def _restore(given: argparse.Namespace, console: Console, _: Stop) -> Exit:
+    failed: dict[int, SagaStoreError] = {}
+    async with opened(given, records=True) as storage:
+        try:
+            report = await retention.restore(
+                storage,
+                given.id,
+                archive=given.archive,
+                keep_for=given.keep_for,
+                report=lambda done: console.report(Progress("restore", done.sagas)),
+            )
+        except ShardsFailedError as exc:
+            failed, report = dict(exc.errors), exc.report
+    for place, error in failed.items():
+        warn(f"{reason_of(error)}; the sagas of shard {place} aren't back: run it again when that is mended")
+    missing = {} if given.shards is None else {"missing": sorted(failed)}
+    console.result(shown.restored_as_text(report), **shown.restored_as_facts(report), **missing)
+    return worst_of([Exit.REFUSED if report.other else Exit.DONE, Exit.FAILED if failed else Exit.DONE])
 
 
-async def _forget(given: argparse.Namespace, console: Console, stop: _Stop) -> Exit:
+async def _forget(given: argparse.Namespace, console: Console, stop: Stop) -> Exit:
     forgotten = 0
 
     def told(count: int) -> None:
@@ -265,7 +214,7 @@ async def _forget(given: argparse.Namespace, console: Console, stop: _Stop) -> E
         forgotten = count
         console.report(Progress("forget", forgotten))
 
-    async with _storage(given) as storage:
+    async with opened(given) as storage:
         is_complete = await forget_stubs(storage, given.older_than, stop, told)
     console.report(Progress("forget", forgotten, finished=True))
     rest = "" if is_complete else "; there are more"
@@ -273,9 +222,9 @@ async def _forget(given: argparse.Namespace, console: Console, stop: _Stop) -> E
     return Exit.DONE
 
 
-async def _purge(given: argparse.Namespace, console: Console, stop: _Stop) -> Exit:
+async def _purge(given: argparse.Namespace, console: Console, stop: Stop) -> Exit:
     policy = policy_of(given)
-    async with _storage(given) as storage:
+    async with opened(given) as storage:
         if not given.yes and not await _agreed(storage, policy):
             return console.fail(ValueError("nothing was removed"), Exit.REFUSED)
         removed = await purge(
@@ -289,16 +238,33 @@ async def _purge(given: argparse.Namespace, console: Console, stop: _Stop) -> Ex
     return Exit.DONE
 
 
-async def _stats(given: argparse.Namespace, console: Console, _: _Stop) -> Exit:
-    async with _storage(given) as storage:
-        figures = await storage.get_figures(retention=policy_of(given) if asks_for_policy(given) else None)
-    console.product(shown.stats_as_text(figures), **shown.stats_as_facts(figures))
+async def _agree_on_all(given: argparse.Namespace, console: Console, stop: Stop) -> Exit:
+    """Ask once, and not for each shard."""
+    await check_shards(given, console, stop)
+    if not given.yes:
+        async with opened(given) as storage:
+            if not await _agreed(storage, policy_of(given)):
+                return console.fail(ValueError("nothing was removed"), Exit.REFUSED)
+        given.yes = True
     return Exit.DONE
 
 
-async def _agreed(storage: SqlAlchemySagaStorage, policy: RetentionPolicy) -> bool:
+async def _agreed(storage: SagaStorage, policy: RetentionPolicy) -> bool:
     if sys.stdin is None or not sys.stdin.isatty():
         raise InvalidSagaDataError("--yes", "must be given where nobody can be asked: what is purged is gone for good")
+    if isinstance(storage, ShardedSagaStorage):
+        counts, failed = await each_shard(storage, lambda shard, _: _count_expired(shard, policy), None)
+        for error in failed.values():
+            warn(f"{reason_of(error)}; its sagas aren't counted")
+        sagas = sum(counts)
+    else:
+        sagas = await _count_expired(storage, policy)
+    warn(f"{sagas:,} sagas would be removed with their histories, and archived nowhere; write yes to do it:")
+    answer: str = await in_thread("ask", sys.stdin.readline)  # which Ctrl-C doesn't wait for
+    return answer == "yes\n"
+
+
+async def _count_expired(storage: IRetentionStorage, policy: RetentionPolicy) -> int:
     sagas = 0
     async with storage.snapshot() as snapshot:
         after = None
@@ -307,27 +273,14 @@ async def _agreed(storage: SqlAlchemySagaStorage, policy: RetentionPolicy) -> bo
             sagas += len(page.sagas)
             after = page.after
             if after is None:
-                break
-    warn(f"{sagas:,} sagas would be removed with their histories, and archived nowhere; write yes to do it:")
-    answer: str = await in_thread("ask", sys.stdin.readline)  # which Ctrl-C doesn't wait for
-    return answer == "yes\n"
+                return sagas
 
 
-def asks_for_policy(given: argparse.Namespace) -> bool:
-    return given.completed is not None or given.failed is not None or bool(given.names)
-
-
-def policy_of(given: argparse.Namespace) -> RetentionPolicy:
-    if not asks_for_policy(given):
-        raise InvalidSagaDataError("--completed, --failed or --name", "must say what may go: --completed 30d")
-    return RetentionPolicy(completed=given.completed, failed=given.failed, names=dict(given.names))
-
-
-def _named(value: str) -> tuple[str, timedelta | None]:
-    name, equals, kept = value.rpartition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"{value!r} is no name and duration; write it like order=90d")
-    return name, None if kept == _FOR_EVER else duration(kept)
+async def _stats(given: argparse.Namespace, console: Console, _: Stop) -> Exit:
+    async with opened(given) as storage:
+        figures = await storage.get_figures(retention=policy_of(given) if asks_for_policy(given) else None)
+    console.product(shown.stats_as_text(figures), **shown.stats_as_facts(figures))
+    return Exit.DONE
 
 
 def _uuid(value: str) -> UUID:

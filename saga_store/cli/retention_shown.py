@@ -99,7 +99,8 @@ def verified_as_text(report: VerifyReport) -> str:
     sagas, entries = sum(archive.sagas for archive in right), sum(archive.entries for archive in right)
     amount = _amount(sagas, entries, sum(archive.bytes for archive in right))
     lines = [f"{len(right)} archives are what was written: {amount}"]
-    lines += [f"damaged: {visible(problem)}" for problem in report.problems]
+    lines += [f"damaged: {visible(archive.problem)}" for archive in report.archives if archive.problem]
+    lines += [f"not compared: {visible(why)}" for why in report.unread]
     lines += [f"of no archive: {visible(uri)}" for uri in report.strays[:_MOST_NAMED]]
     if len(report.strays) > _MOST_NAMED:
         lines.append(f"and {len(report.strays) - _MOST_NAMED} more files of no archive")

@@ -22,9 +22,11 @@ from saga_store.cli.saga_filters import (
 )
 from saga_store.cli.saga_run import on_storage
 from saga_store.cli.saga_story import attempts_of, look, story, telling_of
+from saga_store.cli.shards import ALL_AT_ONCE, add_shards
+from saga_store.cli.storages import missing_of
 from saga_store.cli.verbs import Verbs, duration
-from saga_store.inspection import SagaCondition
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.inspection import SagaCondition, SagaGroup
+from saga_store.storage import SagaStorage
 from saga_store.telling import ATTENTION
 from saga_store.validation import valid_count
 
@@ -61,6 +63,7 @@ def register(verbs: Verbs) -> None:
         add_zone(parser)
     for parser in (found, stuck, show, stats, acts):
         add_options(parser)
+        add_shards(parser, ALL_AT_ONCE)
     saga_verbs.register(saga)
 
 
@@ -69,7 +72,7 @@ def _add_page(parser: argparse.ArgumentParser, otherwise: str) -> None:
     parser.add_argument("--after", help="where the page before ended")
 
 
-async def _list(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+async def _list(storage: SagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     asked, zone = query(given), zone_of(given)
     if output.in_lines and (given.limit is None or given.limit > 0):
         left, after = given.limit, given.after
@@ -77,29 +80,36 @@ async def _list(storage: SqlAlchemySagaStorage, given: argparse.Namespace, outpu
             size = _LONGEST_PAGE if left is None else min(left, _LONGEST_PAGE)
             page = await storage.find_sagas(asked, limit=size, after=after)
             output.console.lines(sagas_shown.each(page.sagas))
+            output.lacks(storage, page.missing)
             left, after = None if left is None else left - size, page.after
             if after is None or left == 0:
-                output.note(sagas_shown.notes(page, zone))
-                return Exit.DONE
+                output.note(sagas_shown.notes(replace(page, missing=()), zone))
+                return output.code(Exit.DONE)
     page = await storage.find_sagas(asked, limit=_PAGE if given.limit is None else given.limit, after=given.after)
+    output.lacks(storage, page.missing)
     output.found(sagas_shown.page(page, zone), sagas_shown.plain(page))
-    return Exit.DONE
+    return output.code(Exit.DONE)
 
 
-async def _stuck(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+async def _stuck(storage: SagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     valid_count("limit", given.limit)
     asked = query(given, ATTENTION)
     # A worker that hangs may go on renewing its lease.
     silent = max(asked.silent_for or timedelta(), asked.stale_after)
     hung = replace(asked, conditions=(SagaCondition.HELD,), silent_for=silent)
-    groups = [one for each in (asked, hung) for one in await storage.group_sagas(each, limit=_ALL_GROUPS)]
+    groups: list[SagaGroup] = []
+    missing: set[int] = set()
+    for each in (asked, hung):
+        groups += await storage.group_sagas(each, limit=_ALL_GROUPS)
+        missing |= missing_of(storage).keys()
+        output.lacks(storage, missing)
     groups.sort(key=lambda group: (-group.count, -group.silent_for))
     blocks = sagas_shown.groups(
         groups, given.limit, zone_of(given), stale_after=given.stale_after, max_attempts=given.max_attempts
     )
     facts = sagas_shown.plain(groups[: given.limit])
-    output.found(blocks, {"groups": facts}, facts)
-    return Exit.ATTENTION if groups else Exit.DONE
+    output.found([*blocks, *sagas_shown.without(missing)], {"groups": facts, "missing": sorted(missing)}, facts)
+    return output.code(Exit.ATTENTION if groups else Exit.DONE)
 
 
 def _show(given: argparse.Namespace, console: Console) -> int:
@@ -112,16 +122,18 @@ def _show(given: argparse.Namespace, console: Console) -> int:
     return on_storage(saga_follow.follow if given.follow else show)(given, console)
 
 
-async def show(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+async def show(storage: SagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     """Show one saga."""
     how = telling_of(given)
-    saga, history, now, archived = await look(storage, given)
+    saga, history, now, archived, missing = await look(storage, given)
+    output.lacks(storage, missing)
     attempts = attempts_of(saga, history, now)
     facts: dict[str, Any] = {
         "saga": sagas_shown.plain(saga),
         "attempts": sagas_shown.plain(attempts),
         "history": sagas_shown.plain(history.entries),
         "left_out": history.left_out,
+        "missing": list(missing),
     }
     blocks = story(saga, history, now, how, archived)
     if archived and archived.found:
@@ -134,29 +146,32 @@ async def show(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output
         blocks += [line(), Verbatim(sagas_shown.context_text(facts["context"]))]
     lines = [{"saga": facts["saga"]}, *({"entry": entry} for entry in facts["history"])]
     lines += [{name: facts[name]} for name in ("archive", "context") if name in facts]
-    output.found(blocks, facts, lines)
-    return Exit.DONE
+    output.found([*blocks, *sagas_shown.without(missing)], facts, lines)
+    return output.code(Exit.DONE)
 
 
-async def _stats(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+async def _stats(storage: SagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     figures = await storage.get_figures(stale_after=given.stale_after, max_attempts=given.max_attempts)
+    output.lacks(storage, figures.missing)
     output.found(sagas_shown.figures_as_blocks(figures), sagas_shown.figures_as_facts(figures))
-    return Exit.DONE
+    return output.code(Exit.DONE)
 
 
-async def _interventions(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+async def _interventions(storage: SagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     since, after, left = time_of(given.since, local=given.local), given.after, given.limit
     if output.in_lines and (left is None or left > 0):
         while True:
             size = _LONGEST_PAGE if left is None else min(left, _LONGEST_PAGE)
             page = await storage.find_interventions(since=since, by=given.by, limit=size, after=after)
             output.console.lines(sagas_shown.each(page.interventions))
+            output.lacks(storage, page.missing)
             left, after = None if left is None else left - size, page.after
             if after is None or left == 0:
-                output.note(sagas_shown.notes_on_interventions(page))
-                return Exit.DONE
+                output.note(sagas_shown.notes_on_interventions(replace(page, missing=())))
+                return output.code(Exit.DONE)
     page = await storage.find_interventions(
         since=since, by=given.by, limit=_PAGE if left is None else left, after=after
     )
+    output.lacks(storage, page.missing)
     output.found(sagas_shown.interventions(page, zone_of(given)), sagas_shown.plain(page))
-    return Exit.DONE
+    return output.code(Exit.DONE)

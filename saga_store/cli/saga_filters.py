@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 from uuid import UUID
 
+from saga_store.cli.storages import missing_of, reason_of
 from saga_store.cli.verbs import duration
 from saga_store.errors import InvalidSagaDataError
 from saga_store.inspection import MAX_ATTEMPTS, STALE_AFTER, SagaCondition, SagaPage, SagaQuery, SagaSummary
@@ -106,6 +107,9 @@ async def only_saga(storage: IInspectionStorage, given: argparse.Namespace) -> t
         with suppress(ValueError):
             whole = UUID(given.id)
             await storage.get_recent_history(whole, limit=1)  # which knows why there is none
+        if page.missing:
+            why = "; ".join(map(reason_of, missing_of(storage).values()))
+            raise UnknownIdError(f"is no saga's on the shards that answer: {given.id!r}; {why}")
         raise UnknownIdError(f"is no saga's: {given.id!r}")
     what = "can't be read" if len(ids) == 1 else "are several sagas; give more digits"
     unreadable = page.unreadable[0] if len(ids) == 1 else None

@@ -16,16 +16,17 @@ from saga_store.cli.saga_story import attempts_of, look, story, telling_of
 from saga_store.cli.sagas_shown import CONDITION_KINDS, change, moment, plain
 from saga_store.errors import SagaNotFoundError, StorageUnavailableError
 from saga_store.inspection import HISTORY_SEEN, RecentHistory, SagaCondition, SagaPage, SagaSummary
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.storage import SagaStorage
 
 _PERMISSION_DENIED = "42501"
 _SHORTEST_PAUSE = 0.1
 
 
-async def follow(storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+async def follow(storage: SagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     """Show a saga, then each change of it, until it is finished; then how it ended."""
     how = telling_of(given)
-    saga, history, now, archived = await look(storage, given)
+    saga, history, now, archived, missing = await look(storage, given)
+    output.lacks(storage, missing)
     if output.in_lines:
         output.found([], {}, [{"saga": plain(saga)}, *({"entry": plain(entry)} for entry in history.entries)])
     else:
@@ -34,7 +35,7 @@ async def follow(storage: SqlAlchemySagaStorage, given: argparse.Namespace, outp
     while saga.condition is not SagaCondition.FINISHED:
         await asyncio.sleep(max(given.every.total_seconds(), _SHORTEST_PAUSE))
         saga = await follower.look()
-    return Exit.DONE
+    return output.code(Exit.DONE)
 
 
 class _Follower:
@@ -42,7 +43,7 @@ class _Follower:
 
     def __init__(
         self,
-        storage: SqlAlchemySagaStorage,
+        storage: SagaStorage,
         given: argparse.Namespace,
         output: Output,
         saga: SagaSummary,

@@ -21,6 +21,7 @@ from saga_store.cli.output import Output
 from saga_store.cli.saga_filters import UnknownIdError, is_filtered, only_saga, query, zone_of
 from saga_store.cli.saga_plan import Plan, Planned, as_seen, read_plan
 from saga_store.cli.saga_run import tell, with_storage
+from saga_store.cli.storages import missing_of, reason_of
 from saga_store.errors import (
     InvalidSagaDataError,
     SagaConcurrencyError,
@@ -31,7 +32,8 @@ from saga_store.errors import (
 )
 from saga_store.inspection import INTERVENTION, SagaPage, SagaQuery, SagaSummary
 from saga_store.model import UNFINISHED
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sharding import ShardedSagaStorage
+from saga_store.storage import SagaStorage
 from saga_store.validation import valid_count, valid_name, valid_text
 
 _PAGE = 1000
@@ -60,13 +62,13 @@ class Deed(abc.ABC):
         """Return why it makes no sense."""
         return None if saga.status in UNFINISHED else f"{saga.status} already"
 
-    async def plan(self, storage: SqlAlchemySagaStorage, saga: SagaSummary, given: argparse.Namespace) -> Planned | str:
+    async def plan(self, storage: SagaStorage, saga: SagaSummary, given: argparse.Namespace) -> Planned | str:
         """Return what is to be done, or why nothing can be."""
         del storage, given
         return Planned(saga.id, saga)
 
     @abc.abstractmethod
-    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None: ...
+    async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None: ...
 
     def facts(self, given: argparse.Namespace) -> dict[str, Any]:
         """Return what a machine is told besides which saga it was done to."""
@@ -121,7 +123,7 @@ class Intervene:
             raise InvalidSagaDataError("id", "must be given with --expected-version or --entry, which are one saga's")
         return self._several(given, output)
 
-    async def _one(self, storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+    async def _one(self, storage: SagaStorage, given: argparse.Namespace, output: Output) -> Exit:
         console = output.console
         found = await self._find(storage, given)
         if isinstance(found, str):
@@ -139,13 +141,16 @@ class Intervene:
         output.done([line(done)], facts)
         return Exit.DONE
 
-    async def _find(self, storage: SqlAlchemySagaStorage, given: argparse.Namespace) -> Planned | str:
+    async def _find(self, storage: SagaStorage, given: argparse.Namespace) -> Planned | str:
         try:
-            saga, _ = await only_saga(storage, given)
+            saga, page = await only_saga(storage, given)
         except UnknownIdError as exc:
             if exc.unreadable is None or self._deed.needs_saga:
                 raise
             return Planned(exc.unreadable)
+        if page.missing:
+            why = "; ".join(map(reason_of, missing_of(storage).values()))
+            return f"another saga's id may begin by {given.id} where nobody can look ({why}): give all of it, {saga.id}"
         found = self._deed.refusal(saga) or await self._deed.plan(storage, saga, given)
         return f"saga {saga.id}: {found}" if isinstance(found, str) else found
 
@@ -158,20 +163,22 @@ class Intervene:
             )
             return output.console.fail(ValueError(refusal), Exit.REFUSED)
         planned = [each.facts() for each in plan.planned]
-        facts = {"plan": planned, "count": count, "left_out": dict(plan.left_out)}
+        facts = {"plan": planned, "count": count, "left_out": dict(plan.left_out), "missing": sorted(plan.missing)}
         if not count or given.dry_run:
             said = f"{self._asks(count)}: not done, for this is a dry run" if count else "nothing to do"
             output.done([*plan.blocks(given), line(cell(said, "strong"))], facts, planned)
-            return Exit.DONE
+            return output.code(Exit.DONE)
         if not given.yes and (refused := self._refused(plan, given, output)):
             return refused
         return asyncio.run(with_storage(lambda *with_: self._act(plan, *with_), given, output, writes=True))
 
-    async def _plan(self, storage: SqlAlchemySagaStorage, given: argparse.Namespace, _: Output) -> Plan:
+    async def _plan(self, storage: SagaStorage, given: argparse.Namespace, output: Output) -> Plan:
         asked, plan = self._deed.narrowed(query(given)), Plan()
         page: SagaPage | None = None
         while page is None or (page.after is not None and len(plan.planned) <= given.max):
             page = await storage.find_sagas(asked, limit=_PAGE, after=page.after if page else None)
+            plan.missing.update(page.missing)
+            output.lacks(storage, page.missing)
             for saga in page.sagas:
                 planned = self._deed.refusal(saga) or await self._deed.plan(storage, saga, given)
                 if isinstance(planned, str):
@@ -180,15 +187,22 @@ class Intervene:
                     plan.planned.append(as_seen(planned, saga))
             plan.left_out["a row that can't be read"] += len(page.unreadable)
         plan.left_out = +plan.left_out
-        plan.notes = sagas_shown.notes(replace(page, after=None, unreadable=()), zone_of(given))
+        plan.notes = sagas_shown.notes(replace(page, after=None, unreadable=(), missing=()), zone_of(given))
         return plan
 
-    async def _made_before(self, storage: SqlAlchemySagaStorage, given: argparse.Namespace, _: Output) -> Plan:
+    async def _made_before(self, storage: SagaStorage, given: argparse.Namespace, output: Output) -> Plan:
         """Return the plan that an earlier dry run has made, with the sagas as they are now, for a person to see."""
         plan = Plan()
         for planned in read_plan(given.plan):
-            page = await storage.find_sagas(SagaQuery(id_prefix=planned.saga_id.hex), limit=1)
-            plan.planned.append(replace(planned, saga=page.sagas[0] if page.sagas else None))
+            try:
+                page = await storage.find_sagas(SagaQuery(id_prefix=planned.saga_id.hex), limit=1)
+                plan.planned.append(replace(planned, saga=page.sagas[0] if page.sagas else None))
+            except StorageUnavailableError:
+                if not isinstance(storage, ShardedSagaStorage):
+                    raise
+                plan.missing.add(storage.shard_of(planned.saga_id))
+                output.lacks(storage, plan.missing)
+                plan.planned.append(planned)
             if len(plan.planned) > given.max:
                 break
         return plan
@@ -213,24 +227,34 @@ class Intervene:
     def _asks(self, count: int) -> str:
         return self._deed.asks.format(_sagas(count))
 
-    async def _act(self, plan: Plan, storage: SqlAlchemySagaStorage, given: argparse.Namespace, output: Output) -> Exit:
+    async def _act(self, plan: Plan, storage: SagaStorage, given: argparse.Namespace, output: Output) -> Exit:
         results: list[Result] = []
+        # Without shards all sagas are in one place.
+        place_of = storage.shard_of if isinstance(storage, ShardedSagaStorage) else lambda _: 0
+        away: set[int] = set()
+        failure: Exception | None = None
         try:
             for planned in plan.planned:
-                results.append(await self._do(storage, planned, given))
+                place = place_of(planned.saga_id)
+                if place in away:  # it would fare no better
+                    results.append(Result(planned, "not tried"))
+                    continue
+                try:
+                    results.append(await self._do(storage, planned, given))
+                except (StorageUnavailableError, SchemaError) as exc:
+                    failure = failure or exc
+                    results.append(Result(planned, "failed", str(exc)))
                 if results[-1].outcome in {"unknown", "failed"}:
-                    break  # the next ones would fare no better
+                    away.add(place)
         except asyncio.CancelledError:
             results.append(Result(plan.planned[len(results)], "unknown", "interrupted while it was written"))
             self._report(plan, results, given, output)
             raise
-        except (StorageUnavailableError, SchemaError) as exc:
-            if not any(result.outcome == "done" for result in results):
-                raise
-            results.append(Result(plan.planned[len(results)], "failed", str(exc)))
+        if failure is not None and not any(result.outcome == "done" for result in results):
+            raise failure
         return self._report(plan, results, given, output)
 
-    async def _do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> Result:
+    async def _do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> Result:
         try:
             if self._deed.depends_on_version and await _goes_on(storage, planned):
                 return Result(planned, "changed", "has logged steps since it was planned")
@@ -257,13 +281,17 @@ class Intervene:
         others = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if outcome != "done")
         summary = f"{counts['done']} of {_sagas(len(results))}: {self._deed.done}" + (f"; {others}" if others else "")
         blocks: list[Block] = [_table(results), line(), line(cell(summary, "strong" if not others else "warning"))]
-        output.done(blocks, {"results": facts, "counts": dict(counts)}, facts)
+        output.done(
+            [*blocks, *sagas_shown.without(plan.missing)],
+            {"results": facts, "counts": dict(counts), "missing": sorted(plan.missing)},
+            facts,
+        )
         if counts["done"] == len(results):
-            return Exit.DONE
+            return output.code(Exit.DONE)
         return Exit.PARTLY if counts["done"] or counts["unknown"] else Exit.REFUSED
 
 
-async def _goes_on(storage: SqlAlchemySagaStorage, planned: Planned) -> bool:
+async def _goes_on(storage: SagaStorage, planned: Planned) -> bool:
     """Whether the saga has logged steps since, which leaves its version; what persons did is no sign of life."""
     newer = await storage.get_recent_history(planned.saga_id, after=planned.last_entry_id)
     return any(not entry.step_name.startswith(INTERVENTION) for entry in newer.entries)

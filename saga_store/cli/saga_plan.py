@@ -39,17 +39,21 @@ class Planned:
 
 @dataclass(slots=True)
 class Plan:
-    """What is to be done, why some of what was asked for is left out, and what the pages said that it was made from."""
+    """What is to be done, why some of what was asked for is left out, and what the pages said that it was made from.
+
+    ``missing`` are the shards that couldn't be asked.
+    """
 
     planned: list[Planned] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     notes: list[Line | Verbatim] = field(default_factory=list)
+    missing: set[int] = field(default_factory=set)
 
     def blocks(self, given: argparse.Namespace) -> list[Block]:
         sagas = [planned.saga for planned in self.planned if planned.saga]
         blocks: list[Block] = [sagas_shown.sagas(sagas, zone_of(given)), line()] if sagas else []
         blocks += [line(cell(f"{count} left out: {why}", "dim")) for why, count in self.left_out.items()]
-        return [*blocks, *self.notes]
+        return [*blocks, *self.notes, *sagas_shown.without(self.missing)]
 
 
 def as_seen(planned: Planned, saga: SagaSummary) -> Planned:

@@ -11,6 +11,7 @@ from saga_store import telling
 from saga_store.cli.blocks import Bar, Block, Cell, Column, Line, Row, Table, Verbatim, cell, line, shown
 from saga_store.cli.saga_filters import only_saga, zone_of
 from saga_store.cli.sagas_shown import CONDITION_KINDS, MARKS, moment, number, step
+from saga_store.cli.shards import places_of
 from saga_store.errors import SagaArchivedError
 from saga_store.inspection import (
     INTERVENTION,
@@ -25,7 +26,7 @@ from saga_store.inspection import SagaCondition as Condition
 from saga_store.model import SagaStepStatus
 from saga_store.retention.errors import ArchiveError
 from saga_store.retention.showing import ArchivedSaga, ArchiveReader
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.storage import SagaStorage
 from saga_store.validation import valid_count
 
 # How much of a bar's width a silence takes that was cut out.
@@ -60,20 +61,23 @@ class Telling:
 
 
 def telling_of(given: argparse.Namespace) -> Telling:
-    options = {} if given.schema is None else {"--schema": given.schema}
-    return Telling(valid_count("last", given.last), zone_of(given), given.max_attempts, options)
+    return Telling(valid_count("last", given.last), zone_of(given), given.max_attempts, places_of(given))
 
 
 class Seen(NamedTuple):
-    """A saga as it was at a moment; and if it is archived, what that was read from."""
+    """A saga as it was at a moment; and if it is archived, what that was read from.
+
+    ``missing`` are shards where another one may begin like that.
+    """
 
     saga: SagaSummary
     history: RecentHistory
     now: datetime
     archived: ArchivedSaga | None = None
+    missing: tuple[int, ...] = ()
 
 
-async def look(storage: SqlAlchemySagaStorage, given: argparse.Namespace) -> Seen:
+async def look(storage: SagaStorage, given: argparse.Namespace) -> Seen:
     """Look at the saga that an id leads to.
 
     Raises:
@@ -82,13 +86,13 @@ async def look(storage: SqlAlchemySagaStorage, given: argparse.Namespace) -> See
     """
     saga, page = await only_saga(storage, given)
     if saga.archived_at is None:
-        return Seen(saga, await storage.get_recent_history(saga.id), page.at)
+        return Seen(saga, await storage.get_recent_history(saga.id), page.at, missing=page.missing)
     reader = ArchiveReader(storage, seconds=_ARCHIVE_SECONDS, most_bytes=_MOST_ARCHIVED)
     archived = await reader.read(saga, page.at)
     if archived.found is None:
         stub = SagaArchivedError(saga.id, archived.archive, saga.archived_at)
         raise ArchiveError(f"{stub}; its record can't be shown: {archived.problem}")
-    return Seen(archived.saga, archived.history, page.at, archived)
+    return Seen(archived.saga, archived.history, page.at, archived, page.missing)
 
 
 def story(

@@ -13,10 +13,11 @@ from saga_store.cli.saga_filters import ID_HELP, add_filters, add_judging, add_z
 from saga_store.cli.saga_intervention import Deed, Intervene
 from saga_store.cli.saga_plan import Planned
 from saga_store.cli.sagas_shown import entry_as_text
+from saga_store.cli.shards import ALL_AT_ONCE, add_shards
 from saga_store.cli.verbs import Verbs
 from saga_store.inspection import SagaQuery, SagaSummary, in_doubt
 from saga_store.model import SagaStepStatus
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.storage import SagaStorage
 
 _MOST = 1000
 _ENDS = (SagaStepStatus.COMPLETED, SagaStepStatus.FAILED, SagaStepStatus.COMPENSATED)
@@ -57,6 +58,7 @@ def register(saga: Verbs) -> None:
         add_judging(verb)
         add_zone(verb)
         add_options(verb)
+        add_shards(verb, ALL_AT_ONCE)
 
 
 def _user() -> str | None:
@@ -73,7 +75,7 @@ class Retry(Deed):
     def refusal(self, saga: SagaSummary) -> str | None:
         return super().refusal(saga) or (None if saga.recovery_attempts else "no recovery attempts to set to zero")
 
-    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+    async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None:
         await storage.reset_recovery_attempts(
             planned.saga_id, by=given.by, reason=given.reason, expected_version=planned.expected_version
         )
@@ -84,7 +86,7 @@ class GiveUp(Deed):
     asks: ClassVar[str] = "Give up {}"
     done: ClassVar[str] = "given up"
 
-    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+    async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None:
         await storage.give_up_saga(
             planned.saga_id, by=given.by, reason=given.reason, expected_version=planned.expected_version
         )
@@ -98,7 +100,7 @@ class BreakLease(Deed):
     def refusal(self, saga: SagaSummary) -> str | None:
         return super().refusal(saga) or (None if saga.lease_owner is not None else "under no lease")
 
-    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+    async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None:
         await storage.break_lease(
             planned.saga_id, by=given.by, reason=given.reason, expected_version=planned.expected_version
         )
@@ -117,7 +119,7 @@ class Settle(Deed):
         del saga  # its history has to tell
         return None
 
-    async def plan(self, storage: SqlAlchemySagaStorage, saga: SagaSummary, given: argparse.Namespace) -> Planned | str:
+    async def plan(self, storage: SagaStorage, saga: SagaSummary, given: argparse.Namespace) -> Planned | str:
         history = await storage.get_recent_history(saga.id)
         doubts = [entry for entry in in_doubt(history.entries) if given.step in {None, entry.step_name}]
         if given.entry is not None:
@@ -130,7 +132,7 @@ class Settle(Deed):
         [entry] = doubts
         return Planned(saga.id, saga, entry_id=entry.id, what=entry_as_text(entry))
 
-    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+    async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None:
         await storage.settle_step(
             planned.saga_id,
             planned.entry_id or 0,
@@ -166,7 +168,7 @@ class Hold(_Retention):
     asks: ClassVar[str] = "Hold {}"
     done: ClassVar[str] = "held"
 
-    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+    async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None:
         until = -given.until if isinstance(given.until, timedelta) else given.until
         until = None if until is None else time_of(until, local=given.local)
         await storage.hold_saga(planned.saga_id, by=given.by, reason=given.reason, until=until)
@@ -177,5 +179,5 @@ class Release(_Retention):
     asks: ClassVar[str] = "Release {}"
     done: ClassVar[str] = "released"
 
-    async def do(self, storage: SqlAlchemySagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+    async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None:
         await storage.release_saga(planned.saga_id, by=given.by, reason=given.reason)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import Enum
 from typing import Any
@@ -109,7 +109,16 @@ def notes(found: SagaPage, zone: tzinfo | None) -> list[Line | Verbatim]:
         said.append("not all were looked at: of unfinished sagas the oldest, of finished ones the newest")
     if found.unreadable:
         said.append(f"can't be read: {', '.join(map(str, found.unreadable))}")
-    return [*(line(cell(each, "dim")) for each in said), *_more(found.after)]
+    return [*(line(cell(each, "dim")) for each in said), *without(found.missing), *_more(found.after)]
+
+
+def without(shards: Iterable[int]) -> list[Line]:
+    """Return a line on what isn't in a view, if something isn't."""
+    missing = sorted(shards)
+    if not missing:
+        return []
+    which = f"shard {missing[0]}" if len(missing) == 1 else f"shards {', '.join(map(str, missing))}"
+    return [line(cell(f"without {which}, which can't be reached", "bad"))]
 
 
 def _more(after: str | None) -> list[Verbatim]:
@@ -219,7 +228,8 @@ def entry_as_text(entry: SagaLogEntry) -> str:
 
 
 def figures_as_facts(figures: SagaFigures) -> dict[str, Any]:
-    facts: dict[str, Any] = plain(figures)
+    facts: dict[str, Any] = plain(replace(figures, shards={}))
+    facts["shards"] = {str(place): figures_as_facts(one) for place, one in figures.shards.items()}
     facts["unfinished"] = [
         {"name": name, "condition": condition.value, "count": count}
         for (name, condition), count in sorted(figures.unfinished.items())
@@ -261,7 +271,8 @@ def figures_as_blocks(figures: SagaFigures) -> list[Block]:
         *(f"{size:,} bytes  {table}, {part}" for (table, part), size in figures.table_bytes.items()),
         *(f"{count:,} dead rows  {table}" for table, count in figures.dead_tuples.items()),
     ]
-    return [Table(columns, rows) if rows else line("none unfinished"), line(), *map(line, said)]
+    table = Table(columns, rows) if rows else line("none unfinished")
+    return [table, line(), *map(line, said), *without(figures.missing)]
 
 
 def _count(count: int, kind: str) -> Cell:
@@ -297,7 +308,7 @@ def notes_on_interventions(found: InterventionPage) -> list[Line | Verbatim]:
     said = []
     if found.unreadable:
         said.append(f"entries that can't be read: {', '.join(map(str, found.unreadable))}")
-    return [*(line(cell(each, "dim")) for each in said), *_more(found.after)]
+    return [*(line(cell(each, "dim")) for each in said), *without(found.missing), *_more(found.after)]
 
 
 def change(entry: SagaLogEntry, zone: tzinfo | None) -> Line:

@@ -1,26 +1,24 @@
-"""One command for all shards, `--shards`; and the verb that hands their schemas to Citus."""
+"""``--shards``: where the shards are, and how a verb does the same for one after the other."""
 
 import argparse
+import logging
+import time
 import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, text
-
 from saga_store.cli.carrying import carry_out
 from saga_store.cli.console import Console, warn
-from saga_store.cli.exits import Exit
-from saga_store.cli.migrate import given_url
+from saga_store.cli.exits import Exit, worst_of
 from saga_store.cli.verbs import Run, Verbs
 from saga_store.grants import check_schema
-from saga_store.schema.connections import connected
+from saga_store.retention.over_shards import share_of
 from saga_store.shard_records import MOST_SHARDS
 
-# Of several exit codes the worst counts: the last of these.
-_SEVERITY = (
-    *(Exit.DONE, Exit.ATTENTION, Exit.AHEAD, Exit.BEHIND, Exit.DRIFTED, Exit.PARTLY, Exit.REFUSED),
-    *(Exit.LOCKED, Exit.USAGE, Exit.FAILED, Exit.INTERRUPTED),
-)
+IN_TURN = "do it for each shard in turn"
+ALL_AT_ONCE = "of all shards, as one"
 
 
 class Shard(NamedTuple):
@@ -30,27 +28,49 @@ class Shard(NamedTuple):
     schema: str | None
 
 
+class Shards(NamedTuple):
+    """Where all of them are, in order; and what was ``given`` to say so."""
+
+    given: str
+    places: tuple[Shard, ...]
+
+    def name(self, index: int) -> str:
+        schema = self.places[index].schema
+        return f"shard {index}" + (f", schema {schema}" if schema else "")
+
+
 def register(verbs: Verbs) -> None:
-    verbs.add("distribute", _distribute, summary="Hand the schemas of shards to Citus.", database=True)
-    for name in ("upgrade", "downgrade", "stamp", "current", "check", "sql", "grants", "distribute"):
+    """Have the verbs that migrate do the same for all shards."""
+    for name in ("upgrade", "downgrade", "stamp", "current", "check", "sql", "grants"):
         parser = verbs.parser(name)
-        parser.add_argument(
-            "--shards",
-            metavar="N|FILE",
-            type=_shards,
-            required=name == "distribute",
-            help="do it for each shard in turn: schemas saga_00 to saga_NN of the database, or what a TOML file says",
-        )
-        if name != "distribute":
-            parser.set_defaults(run=_over_shards(parser.get_default("run"), is_script=name in {"sql", "grants"}))
+        add_shards(parser, IN_TURN)
+        parser.set_defaults(run=in_turn(parser.get_default("run"), is_script=name in {"sql", "grants"}))
 
 
-def _shards(value: str) -> list[Shard]:
+def add_shards(parser: argparse.ArgumentParser, says: str, *, required: bool = False) -> None:
+    parser.add_argument(
+        "--shards",
+        metavar="N|FILE",
+        type=_shards,
+        required=required,
+        help=f"{says}: schemas saga_00 to saga_NN of the database, or what a TOML file says",
+    )
+
+
+def places_of(given: argparse.Namespace) -> dict[str, str]:
+    """Return the options by which a command finds the same tables."""
+    shards: Shards | None = given.shards
+    if shards is not None:
+        return {"--shards": shards.given}
+    return {} if given.schema is None else {"--schema": given.schema}
+
+
+def _shards(value: str) -> Shards:
     """Read a number of schemas, or a file with a table ``[[shards]]`` for each, of ``url`` and ``schema``."""
     if value.isascii() and value.isdigit():
         if not 1 <= int(value) <= MOST_SHARDS:
             raise argparse.ArgumentTypeError(f"must be 1 to {MOST_SHARDS}, not {value}")
-        return [Shard(None, f"saga_{number:02}") for number in range(int(value))]
+        return Shards(value, tuple(Shard(None, f"saga_{number:02}") for number in range(int(value))))
     try:
         found = tomllib.loads(Path(value).read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
@@ -58,10 +78,10 @@ def _shards(value: str) -> list[Shard]:
     tables = found.get("shards")
     if not isinstance(tables, list) or not 1 <= len(tables) <= MOST_SHARDS or set(found) != {"shards"}:
         raise argparse.ArgumentTypeError(f"{value}: must have 1 to {MOST_SHARDS} tables [[shards]], and nothing else")
-    shards = [_shard(f"{value}: shard {number}", table) for number, table in enumerate(tables)]
+    shards = tuple(_shard(f"{value}: shard {number}", table) for number, table in enumerate(tables))
     if len(set(shards)) < len(shards):
         raise argparse.ArgumentTypeError(f"{value}: two shards have the same url and schema")
-    return shards
+    return Shards(value, shards)
 
 
 def _shard(where: str, table: Any) -> Shard:  # noqa: ANN401 - whatever stands in the file
@@ -93,70 +113,81 @@ class _ShardConsole(Console):
             super().product(f"{self._title}\n{text}")
 
 
-def _over_shards(run: Run, *, is_script: bool) -> Run:
-    """Return a verb that does the same for one shard after the other, and goes on with the next if one fails."""
+def in_turn(
+    run: Run,
+    *,
+    is_script: bool = False,
+    before: Run = lambda *_: Exit.DONE,
+) -> Run:
+    """Return a verb that does the same for one shard after the other, and goes on with the next if one fails.
+
+    What is given as ``--max-seconds`` is shared out.
+
+    Args:
+        run: Does it for one, or without shards.
+        is_script: Whether what it prints is SQL, where a shard's name has to be a comment.
+        before: Called before the first; unless it returns that it is done, nothing is.
+    """
 
     def run_all(given: argparse.Namespace, console: Console) -> int:
-        shards: list[Shard] | None = given.shards
+        shards: Shards | None = given.shards
         if shards is None:
             return run(given, console)
-        if given.schema is not None:
-            return console.fail(
-                ValueError("--schema and --shards can't be given together: shards have theirs"), Exit.USAGE
-            )
+        if (code := before(given, console)) != Exit.DONE:
+            return code
+        began = time.monotonic()
         codes: list[Exit] = []
         told: list[dict[str, object]] = []
-        for number, shard in enumerate(shards):
-            name = f"shard {number}" + (f", schema {shard.schema}" if shard.schema else "")
-            own = argparse.Namespace(**{**vars(given), "schema": shard.schema})
-            if shard.url is not None:
-                own.url = shard.url
+        for number, shard in enumerate(shards.places):
+            name = shards.name(number)
             if not is_script:
                 warn(name)
+            own = _given_for(given, shard, time.monotonic() - began, len(shards.places) - number)
             own_console = _ShardConsole(f"-- {name}" if is_script else f"{name}:", as_json=given.json)
-            code = carry_out(run, own, own_console)
+            with _knowing_the_others():
+                code = carry_out(run, own, own_console)
             codes.append(next(known for known in Exit if known == code))
             told.append({"shard": number, "schema": shard.schema, "exit_code": codes[-1].value, **own_console.facts})
-            if codes[-1] is Exit.INTERRUPTED:
+            if codes[-1] in {Exit.INTERRUPTED, Exit.USAGE}:
                 break
-        worst = max(codes, key=_SEVERITY.index)
+        worst = worst_of(codes)
         if given.json:
             console.result("", shards=told, exit_code=worst.value)
-        failed = [f"shard {number}: {code.meaning}" for number, code in enumerate(codes) if code is not Exit.DONE]
-        if len(codes) < len(shards):
-            failed.append(f"not begun: {len(shards) - len(codes)} of {len(shards)}")
-        done = f"{codes.count(Exit.DONE)} of {len(shards)} shards done"
-        warn("; ".join([done, *failed]) + ("; run it again when that is mended" if failed else ""))
+        warn(_summary(codes, len(shards.places)))
         return worst
 
     return run_all
 
 
-def _distribute(given: argparse.Namespace, console: Console) -> int:
-    shards: list[Shard] = given.shards
-    if any(shard.url is not None or shard.schema is None for shard in shards):
-        return console.fail(ValueError("distribute needs --shards N, or a file of schemas without URLs"), Exit.USAGE)
-    schemas = [shard.schema for shard in shards]
+@contextmanager
+def _knowing_the_others() -> Iterator[None]:
+    """Leave out of the log that there are tables in other schemas, for so it has to be."""
+    logger = logging.getLogger("saga_store.migrations")
 
-    def distribute(connection: Connection) -> list[str] | None:
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        if connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'citus'")) is None:
-            return None
-        placed = "SELECT schemaid::regnamespace::text FROM pg_dist_schema"
-        there = {name for (name,) in connection.execute(text(placed))}
-        left = [name for name in schemas if name not in there]
-        for name in left:
-            connection.execute(
-                text("SELECT citus_schema_distribute(CAST(CAST(:name AS text) AS regnamespace))"), {"name": name}
-            )
-        return [str(name) for name in left]
+    def is_of_this_one(record: logging.LogRecord) -> bool:
+        return not hasattr(record, "elsewhere")
 
-    handed = connected(given_url(given), distribute)
-    if handed is None:
-        reason = (
-            "there is no Citus in this database: shards on ordinary servers need no distributing. On a Citus cluster, "
-            "CREATE EXTENSION citus (12 or later) on its coordinator, and give its URL"
-        )
-        return console.fail(ValueError(reason), Exit.FAILED)
-    console.result(f"handed to Citus: {', '.join(handed)}" if handed else "nothing to do", distributed=handed)
-    return Exit.DONE
+    logger.addFilter(is_of_this_one)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_of_this_one)
+
+
+def _given_for(given: argparse.Namespace, shard: Shard, seconds: float, left: int) -> argparse.Namespace:
+    """Return what is given for one shard, when so many seconds have passed, and so many shards are left with it."""
+    own = argparse.Namespace(**{**vars(given), "schema": shard.schema, "shards": None})
+    if shard.url is not None:
+        own.url = shard.url
+    if (most := getattr(given, "max_seconds", None)) is not None:
+        own.max_seconds = share_of(most - seconds, left)
+    return own
+
+
+def _summary(codes: Sequence[Exit], count: int) -> str:
+    ended = [(number, code.meaning.partition(";")[0]) for number, code in enumerate(codes) if code is not Exit.DONE]
+    failed = [f"shard {number}: {how}" for number, how in ended]
+    if len(codes) < count:
+        failed.append(f"not begun: {count - len(codes)} of {count}")
+    done = f"{codes.count(Exit.DONE)} of {count} shards done"
+    return "; ".join([done, *failed]) + ("; run it again when that is mended" if failed else "")

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from saga_store.cli.console import Console, warn
 from saga_store.cli.exits import Exit
 from saga_store.cli.migrate import given_url
+from saga_store.cli.shards import ALL_AT_ONCE, Shards, add_shards, places_of
+from saga_store.cli.storages import Opened, opened_storage, reason_of
 from saga_store.cli.verbs import Verbs
-from saga_store.errors import InvalidSagaDataError
-from saga_store.schema.connections import opened
+from saga_store.errors import InvalidSagaDataError, SchemaError, StorageUnavailableError
 from saga_store.schema.urls import Address
-from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sharding import ShardedSagaStorage
+from saga_store.storage import SagaStorage
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -60,6 +62,7 @@ def register(verbs: Verbs) -> None:
         "--no-archives", action="store_true", help="read no archives (default: where the ledger says)"
     )
     parser.add_argument("--metrics", action="store_true", help="show figures for Prometheus at /metrics, too")
+    add_shards(parser, ALL_AT_ONCE)
 
 
 def _web(given: argparse.Namespace, console: Console) -> int:
@@ -87,8 +90,10 @@ async def _serve(given: argparse.Namespace, console: Console) -> bool:
     import uvicorn  # noqa: PLC0415 - see _web
 
     host, port = given.bind
-    async with opened(given_url(given), pools=True) as engine:
-        app = _app(given, SqlAlchemySagaStorage(engine, schema=given.schema, retry_for=_RETRY_FOR))
+    async with opened_storage(given, pools=True, retry_for=_RETRY_FOR, records=False) as opened:
+        if isinstance(opened.storage, ShardedSagaStorage):
+            await _look_at_shards(opened, opened.storage)
+        app = _app(given, opened.storage)
         with _listen(host, port) as listener:
             config = uvicorn.Config(
                 app,
@@ -111,21 +116,39 @@ async def _serve(given: argparse.Namespace, console: Console) -> bool:
     return False
 
 
-def _app(given: argparse.Namespace, storage: SqlAlchemySagaStorage) -> "ASGIApp":
+async def _look_at_shards(opened: Opened, storage: ShardedSagaStorage) -> None:
+    """Say which are down, unless that is all of them, or they aren't what they should be."""
+    try:
+        missing = await storage.reach()
+    except (StorageUnavailableError, SchemaError) as exc:
+        raise await opened.explained(exc, writes=False) from exc
+    for error in missing.values():
+        warn(f"{reason_of(error)}; the pages are without it until it is back")
+
+
+def _app(given: argparse.Namespace, storage: SagaStorage) -> "ASGIApp":
     from saga_store.web import create_app  # noqa: PLC0415 - see _web
     from saga_store.web.hosts import LOOPBACK  # noqa: PLC0415 - likewise
 
-    said = Address.read(given_url(given)).said
     return create_app(
         storage,
         trace_url=given.trace_url,
         redact=given.redact or None,
-        title=" @ ".join(filter(None, (said.get("dbname"), said.get("host")))),
+        title=_title(given),
         allowed_hosts=[*LOOPBACK, *([] if _is_any(given.bind[0]) else [given.bind[0]]), *given.allow_host],
         metrics=given.metrics,
-        command_options={"--schema": given.schema} if given.schema else None,
+        command_options=places_of(given),
         archives=given.archive or not given.no_archives,
     )
+
+
+def _title(given: argparse.Namespace) -> str:
+    shards: Shards | None = given.shards
+    if shards is not None and any(shard.url for shard in shards.places):
+        return f"{len(shards.places)} shards"
+    said = Address.read(given_url(given)).said
+    title = " @ ".join(filter(None, (said.get("dbname"), said.get("host"))))
+    return title if shards is None else f"{title}, {len(shards.places)} shards"
 
 
 def _listen(host: str, port: int) -> socket.socket:

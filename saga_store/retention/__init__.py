@@ -5,7 +5,7 @@ read without this package. Targets need the extra ``archive``, Parquet the extra
 """
 
 from saga_store.retention.archiving import ArchiveProgress, ArchiveReport, archive
-from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, TargetError
+from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, ShardsFailedError, TargetError
 from saga_store.retention.files import Found
 from saga_store.retention.policy import RetentionPolicy
 from saga_store.retention.reading import ArchiveChecked, VerifyReport, find_archived, verify
@@ -21,6 +21,7 @@ __all__ = [
     "Found",
     "RestoreReport",
     "RetentionPolicy",
+    "ShardsFailedError",
     "Target",
     "TargetError",
     "VerifyReport",

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError
 from saga_store.interface import IRetentionStorage
-from saga_store.retention.errors import ArchiveDamagedError, ArchiveError
+from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, ShardsFailedError
 from saga_store.retention.files import ArchiveFile, default_compression
 from saga_store.retention.filling import Filling
 from saga_store.retention.manifest import (
@@ -27,6 +27,7 @@ from saga_store.retention.manifest import (
     object_path,
     parquet_paths,
 )
+from saga_store.retention.over_shards import each_shard
 from saga_store.retention.policy import RetentionPolicy
 from saga_store.retention.reading import Place, as_storage, check_archive, read_manifest
 from saga_store.retention.removing import forget_stubs, make_stubs
@@ -38,6 +39,7 @@ from saga_store.retention_model import (
     ExpiredPage,
     SagaArchive,
 )
+from saga_store.sharding import ShardedSagaStorage
 
 SAGAS_PER_ARCHIVE = 10_000
 _MOST = 2**31
@@ -92,6 +94,19 @@ class ArchiveReport:
     is_complete: bool = False
     seconds: float = 0.0
 
+    def add(self, other: "ArchiveReport") -> None:
+        """Add what was done on another shard."""
+        self.sagas += other.sagas
+        self.entries += other.entries
+        self.bytes += other.bytes
+        self.removed += other.removed
+        self.archives += other.archives
+        self.expired += other.expired
+        self.unreadable += other.unreadable
+        self.left += other.left
+        self.forgotten += other.forgotten
+        self.is_complete = self.is_complete and other.is_complete
+
 
 async def archive(  # noqa: PLR0913 - what, where to, and when to stop; all with defaults
     storage: object,
@@ -113,6 +128,9 @@ async def archive(  # noqa: PLR0913 - what, where to, and when to stop; all with
     A saga becomes a stub only after its archive was read back and found right, and only if it is what was archived
     still. What a run leaves that is killed, or whose target or database fails, the next one finishes or repeats.
 
+    The shards of a ``ShardedSagaStorage`` are archived one after the other, each with its own turn and ledger, and
+    ``max_sagas`` is for each of them. One that fails leaves the others done.
+
     Args:
         storage: A storage that commits its own calls, or an ``AsyncEngine``.
         target: Where archives go: a URI that fsspec knows, or a ``Target``.
@@ -132,8 +150,35 @@ async def archive(  # noqa: PLR0913 - what, where to, and when to stop; all with
         ArchiverBusyError: Another archiver is at work on this database.
         TargetError: The target isn't there, refuses, is full, doesn't answer or holds something else.
         ArchiveDamagedError: What was written isn't what is there; nothing of it was removed.
+        ShardsFailedError: Some shards failed in one of these ways, or couldn't be reached; the others are done.
     """
     began = time.monotonic()
+    if isinstance(storage, ShardedSagaStorage):
+
+        def one(shard: IRetentionStorage, seconds: float | None) -> Awaitable[ArchiveReport]:
+            return archive(
+                shard,
+                target,
+                policy,
+                max_sagas=max_sagas,
+                max_seconds=seconds,
+                dry_run=dry_run,
+                by=by,
+                compression=compression,
+                parquet=parquet,
+                sagas_per_archive=sagas_per_archive,
+                should_stop=should_stop,
+                report=report,
+            )
+
+        reports, failed = await each_shard(storage, one, max_seconds)
+        done = ArchiveReport(is_dry_run=dry_run, is_complete=not failed)
+        for each in reports:
+            done.add(each)
+        done.seconds = time.monotonic() - began
+        if failed:
+            raise ShardsFailedError(failed, done)
+        return done
     run = _Run(
         as_storage(storage),
         target if isinstance(target, Target) else Target(target),

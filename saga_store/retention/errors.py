@@ -1,5 +1,8 @@
 """What can go wrong with an archive, beyond what can go wrong with a storage."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from saga_store.errors import SagaStoreError
 
 
@@ -33,3 +36,19 @@ class ArchiveDamagedError(ArchiveError):
 
     def __str__(self) -> str:
         return f"{self.file}, line {self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
+
+
+class ShardsFailedError(ArchiveError):
+    """Some shards failed, and the others are done; once more completes what is left.
+
+    ``errors`` says what went wrong, by the places of the shards; ``report`` what was done on all of them.
+    """
+
+    def __init__(self, errors: Mapping[int, SagaStoreError], report: Any) -> None:  # noqa: ANN401 - a verb's own
+        super().__init__(errors, report)
+        self.errors = errors
+        self.report = report
+
+    def __str__(self) -> str:
+        failed = "; ".join(f"shard {place}: {error}" for place, error in sorted(self.errors.items()))
+        return f"{failed}; the other shards are done, and once more completes the rest"

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
+from saga_store.errors import SagaStoreError, StorageUnavailableError
 from saga_store.interface import IRetentionStorage
 from saga_store.retention.errors import ArchiveDamagedError, TargetError
 from saga_store.retention.files import Found, read_object, read_one
 from saga_store.retention.manifest import MANIFEST, Manifest, compression_of, decode_manifest, manifest_path
+from saga_store.retention.over_shards import each_shard
 from saga_store.retention.target import MARKER, Target
 from saga_store.retention_model import ArchiveState, SagaArchive, SagaMark
+from saga_store.sharding import ShardedSagaStorage
 
 Place: TypeAlias = str | Target
 """A target, or the URI of one: a folder, or a single archive in it."""
@@ -41,15 +44,17 @@ class VerifyReport:
     Attributes:
         archives: Each that was looked at.
         strays: Files that belong to no archive: what an archiver left that was killed, or something foreign.
+        unread: Why the ledgers of some shards couldn't be read, so that nobody can tell what they refer to.
     """
 
     archives: list[ArchiveChecked] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
-        """What isn't as it was written, a line each."""
-        return [archive.problem for archive in self.archives if archive.problem]
+        """What isn't as it was written, or can't be told, a line each."""
+        return [*(archive.problem for archive in self.archives if archive.problem), *self.unread]
 
 
 async def verify(archive: Place, storage: object = None) -> VerifyReport:
@@ -59,15 +64,23 @@ async def verify(archive: Place, storage: object = None) -> VerifyReport:
 
     Args:
         archive: A target or its URI, for all archives in it; or the URI of one.
-        storage: A storage or an engine, whose ledger is compared; None: nothing is.
+        storage: A storage or an engine, whose ledger is compared, of shards the ledgers of all; None: nothing is.
 
     Raises:
         TargetError: The target can't be read, or holds no archive.
     """
     found = await find(archive)
     report = VerifyReport(strays=[found.target.uri(path) for path in found.strays])
-    ledger = {} if storage is None else await _ledger(as_storage(storage), found.target)
-    if not found.manifests and not ledger:
+    ledger: dict[str, SagaArchive] = {}
+    if isinstance(storage, ShardedSagaStorage):
+        ledgers, failed = await each_shard(storage, lambda shard, _: _ledger(shard, found.target), None)
+        ledger = {path: row for each in ledgers for path, row in each.items()}
+        report.unread.extend(
+            f"the ledger of shard {place} can't be read: {_line_of(exc)}" for place, exc in sorted(failed.items())
+        )
+    elif storage is not None:
+        ledger = await _ledger(as_storage(storage), found.target)
+    if not found.manifests and not ledger and not report.unread:
         raise TargetError(found.target.name, "holds no archive")
     wanted = ledger if found.is_whole else {path: row for path, row in ledger.items() if path in found.manifests}
     for path in sorted({*found.manifests, *wanted}):
@@ -241,6 +254,11 @@ async def _ledger(storage: IRetentionStorage, target: Target) -> dict[str, SagaA
         if page.after is None:
             return rows
         after = page.after
+
+
+def _line_of(exc: SagaStoreError) -> str:
+    said = exc.reason if isinstance(exc, StorageUnavailableError) else str(exc)
+    return said.partition("\n")[0]
 
 
 def located(uri: str) -> tuple[Target, str]:

@@ -1,14 +1,14 @@
 """Sagas put back from archives, into the database that they came from or another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError
+from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError
 from saga_store.interface import IRetentionStorage
-from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, TargetError
+from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, ShardsFailedError, TargetError
 from saga_store.retention.files import Found
 from saga_store.retention.latest import Latest
 from saga_store.retention.reading import (
@@ -24,6 +24,7 @@ from saga_store.retention.reading import (
 from saga_store.retention.target import Target
 from saga_store.retention.threads import in_thread
 from saga_store.retention_model import KEPT_AFTER_RESTORE, Restored
+from saga_store.sharding import ShardedSagaStorage
 
 
 @dataclass(slots=True)
@@ -76,6 +77,7 @@ async def restore(
         ArchiveDamagedError: An archive isn't what was written; nothing was restored.
         ArchiveError: No archive has the saga.
         TargetError: The target can't be read, or holds no archive.
+        ShardsFailedError: Shards of the storage can't be reached; the sagas of the others are back.
     """
     run = _Run(as_storage(storage), keep_for, report)
     if saga_id is not None:
@@ -84,6 +86,8 @@ async def restore(
         raise InvalidSagaDataError("saga_id", "must be given, or else an archive")
     else:
         await run.restore_all(await find(archive))
+    if run.failed:
+        raise ShardsFailedError(run.failed, run.done)
     return run.done
 
 
@@ -95,6 +99,7 @@ class _Run:
         self._keep_for = keep_for
         self._report = report
         self.done = RestoreReport()
+        self.failed: dict[int, SagaStoreError] = {}
 
     async def restore_one(self, saga_id: UUID, archive: Place | None) -> None:
         found = await find_archived(self._storage, saga_id, archive=archive)
@@ -121,10 +126,19 @@ class _Run:
                     ids = [found.record.id for found in batch]
                     wanted = await in_thread("restore", partial(latest.has_latest, number, ids))
                     self.done.superseded += len(batch) - len(wanted)
-                    await self._put_back(
-                        [found for found in batch if found.record.id in wanted],
-                        target=place.target if place.is_whole else None,
-                    )
+                    for part in self._parts([found for found in batch if found.record.id in wanted]):
+                        await self._put_back(part, target=place.target if place.is_whole else None)
+
+    def _parts(self, batch: list[Found]) -> Iterator[list[Found]]:
+        """Yield what goes to one shard, of those that haven't failed; without shards it is all."""
+        if not isinstance(self._storage, ShardedSagaStorage):
+            yield batch
+            return
+        parts: dict[int, list[Found]] = {}
+        for found in batch:
+            parts.setdefault(self._storage.shard_of(found.record.id), []).append(found)
+        for place in sorted(parts.keys() - self.failed.keys()):
+            yield parts[place]
 
     async def _put_back(self, batch: list[Found], target: Target | None = None) -> None:
         if not batch:
@@ -134,6 +148,11 @@ class _Run:
             outcomes = await self._storage.restore_sagas(
                 records, archive_id=batch[0].archive_id, keep_for=self._keep_for
             )
+        except StorageUnavailableError as exc:
+            if not isinstance(self._storage, ShardedSagaStorage):
+                raise
+            self.failed[self._storage.shard_of(records[0].id)] = exc
+            return
         except InvalidSagaDataError as exc:
             where = f"{batch[0].file}, line {batch[0].line}" + (f" to {batch[-1].line}" if len(batch) > 1 else "")
             raise InvalidSagaDataError(f"{where}: {exc.field}", exc.reason) from exc

@@ -53,6 +53,19 @@ def connected(bind: Bind, work: Callable[[Connection], T]) -> T:
     return asyncio.run(_on_async_engine(create_async_engine(url, **how), address, work))
 
 
+def engine_at(address: Address, *, pools: bool = False) -> AsyncEngine:
+    """Return an engine that hasn't connected yet.
+
+    Raises:
+        MigrationError: The driver has no word for something that the address says.
+    """
+    return create_async_engine(
+        f"postgresql+{address.driver}://",
+        connect_args=connect_arguments(address),
+        poolclass=AsyncAdaptedQueuePool if pools else NullPool,
+    )
+
+
 @asynccontextmanager
 async def opened(given: str, *, pools: bool = False) -> AsyncIterator[AsyncEngine]:
     """Yield an engine on a URL that has been connected once, so that what goes wrong is told as by ``connected``.
@@ -60,11 +73,7 @@ async def opened(given: str, *, pools: bool = False) -> AsyncIterator[AsyncEngin
     It ``pools`` connections for those who send many statements.
     """
     address = Address.read(given)
-    engine = create_async_engine(
-        f"postgresql+{address.driver}://",
-        connect_args=connect_arguments(address),
-        poolclass=AsyncAdaptedQueuePool if pools else NullPool,
-    )
+    engine = engine_at(address, pools=pools)
     try:
         with _explained(address):
             await (await engine.connect()).close()

@@ -202,7 +202,7 @@ def found_elsewhere(connection: Connection, schema: str | None) -> str:
 def warn_of_elsewhere(connection: Connection, schema: str | None) -> None:
     """Log what is found in other schemas, for whoever finds nothing in this one."""
     if found := found_elsewhere(connection, schema):
-        _LOG.warning("%s", found)
+        _LOG.warning("%s", found, extra={"elsewhere": True})
 
 
 def _current_schema(connection: Connection) -> str:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -148,6 +148,7 @@ class SagaCollector(Collector):
     def describe(self) -> Iterator[Metric]:
         """Return what may be exported, without asking anybody."""
         nothing = SagaFigures({}, timedelta(), 0, 0, None, 0, {}, {}, retention_lag=timedelta())
+        nothing = replace(nothing, shards={0: nothing})
         return _metrics(nothing, is_up=False, timestamp=None, max_names=self._max_names)
 
     async def _try(self) -> None:
@@ -207,7 +208,15 @@ def _metrics(figures: SagaFigures | None, *, is_up: bool, timestamp: float | Non
 
 
 def _of_figures(figures: SagaFigures, max_names: int) -> Iterator[Metric]:
-    """Return the figures; whatever is added here is described by it."""
+    """Return the figures; whatever is added here is described by it.
+
+    What is a table's, and what only rises, is told of each shard by itself: a sum would fall and rise again with a
+    shard that is missing for a while, and ``rate`` would take that for a restart.
+    """
+    shards: list[tuple[tuple[str, ...], SagaFigures]] = [((), figures)]
+    if figures.shards:
+        shards = [((str(place),), one) for place, one in figures.shards.items()]
+    of_shard = ("shard",) if figures.shards else ()
     unfinished, left_out = _bounded(figures.unfinished, max_names)
     yield _gauge(
         "saga_store_unfinished",
@@ -230,17 +239,20 @@ def _of_figures(figures: SagaFigures, max_names: int) -> Iterator[Metric]:
     yield _gauge(
         "saga_store_table_bytes",
         "Bytes on disk, by table and part.",
-        figures.table_bytes.items(),
-        labels=("table", "part"),
+        (((*key, *place), size) for place, one in shards for key, size in one.table_bytes.items()),
+        labels=("table", "part", *of_shard),
     )
     yield _gauge(
         "saga_store_dead_tuples",
         "Dead rows, as the server's statistics have it.",
-        (((table,), count) for table, count in figures.dead_tuples.items()),
-        labels=("table",),
+        (((table, *place), count) for place, one in shards for table, count in one.dead_tuples.items()),
+        labels=("table", *of_shard),
     )
-    yield CounterMetricFamily(
-        "saga_store_log_entries", "Entries ever written to histories, or a few more.", value=figures.log_entries
+    yield _counter(
+        "saga_store_log_entries",
+        "Entries ever written to histories, or a few more.",
+        ((place, one.log_entries) for place, one in shards),
+        labels=of_shard,
     )
     if figures.retention_lag is not None:
         yield _gauge(
@@ -248,8 +260,11 @@ def _of_figures(figures: SagaFigures, max_names: int) -> Iterator[Metric]:
             "For how long a saga has been due to be archived and let go; 0 if none is.",
             figures.retention_lag.total_seconds(),
         )
-    yield CounterMetricFamily(
-        "saga_store_archived", "Sagas that were archived and let go.", value=figures.archived_sagas
+    yield _counter(
+        "saga_store_archived",
+        "Sagas that were archived and let go.",
+        ((place, one.archived_sagas) for place, one in shards),
+        labels=of_shard,
     )
     yield _gauge(
         "saga_store_archived_bytes", "Bytes of archives that were written, and haven't failed.", figures.archived_bytes
@@ -275,6 +290,23 @@ def _of_figures(figures: SagaFigures, max_names: int) -> Iterator[Metric]:
         (((figure,), figure in figures.estimated) for figure in _ESTIMATED),
         labels=("figure",),
     )
+    if figures.shards:
+        up = dict.fromkeys(figures.shards, 1) | dict.fromkeys(figures.missing, 0)
+        yield _gauge(
+            "saga_store_shard_up",
+            "Whether the shard could be asked; the figures are without those that couldn't.",
+            (((str(place),), up[place]) for place in sorted(up)),
+            labels=("shard",),
+        )
+
+
+def _counter(
+    name: str, says: str, values: Iterable[tuple[Sequence[str], float]], labels: tuple[str, ...]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, says, labels=labels)
+    for given, value in values:
+        family.add_metric(given, value)
+    return family
 
 
 def _gauge(

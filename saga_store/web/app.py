@@ -24,6 +24,7 @@ from saga_store.errors import (
 )
 from saga_store.interface import IInspectionStorage
 from saga_store.retention.showing import ArchiveReader, Places
+from saga_store.sharding import ShardedSagaStorage
 from saga_store.web import pages
 from saga_store.web.asked import Asked
 from saga_store.web.contexts import Redact, Redaction
@@ -42,6 +43,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "X-Robots-Tag": "noindex, nofollow",
 }
+_SOON = {"Retry-After": "5"}
 _PERMISSION_DENIED, _QUERY_CANCELED = "42501", "57014"
 _PAGES = {"/", "/sagas", "/interventions", "/style.css", "/metrics"}
 _A_SAGA = re.compile(r"/sagas/[0-9A-Fa-f-]+")
@@ -207,9 +209,12 @@ class _App:
     async def _saga(self, request: Request, path: str) -> Response:
         asked = Asked.of("saga", _query_string(request))
         given = path.removeprefix("/sagas/").rstrip("/")
-        view = await pages.saga(
-            self.storage, given, asked, self.redaction, options=self.options, archives=self.archives
-        )
+        try:
+            view = await pages.saga(
+                self.storage, given, asked, self.redaction, options=self.options, archives=self.archives
+            )
+        except StorageUnavailableError as exc:
+            raise _of_shard(self.storage, given, exc) from exc
         values = {"view": view, "at": view.at, "trace": self._trace(view)}
         return self._render(path, asked, "saga.html", values)
 
@@ -294,12 +299,29 @@ def _scraper(storage: IInspectionStorage) -> Callable[[], Awaitable[Response]]:
     return scrape
 
 
+def _of_shard(storage: IInspectionStorage, given: str, exc: StorageUnavailableError) -> Exception:
+    """Return what is said if a saga's shard can't be asked; of a storage that has no shards it is as ever."""
+    try:
+        whole = UUID(given)
+    except ValueError:
+        return exc
+    if not isinstance(storage, ShardedSagaStorage) or exc.sqlstate in {_PERMISSION_DENIED, _QUERY_CANCELED}:
+        return exc
+    _logger.warning("a page couldn't be shown: %s", exc)
+    said = f"Shard {storage.shard_of(whole)}, where this saga is, can't be asked now; the log says why."
+    return _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, said, _SOON)
+
+
 def _refusal(exc: Exception) -> _Refusal:
     """Return what is said of an error: what whoever looks can do about it, and nothing of the system's insides."""
     code = getattr(exc, "sqlstate", None)
     match exc:
         case pages.UnknownIdError():
             refusal = _Refusal(HTTPStatus.NOT_FOUND, f"No saga has an id that begins by {exc.args[0]:.60}.")
+        case pages.MissingShardsError():
+            which = f"{'shard' if len(exc.missing) == 1 else 'shards'} {', '.join(map(str, exc.missing))}"
+            said = f"No saga that can be seen has an id that begins by {exc.prefix:.60}; {which} can't be asked now."
+            refusal = _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, said, _SOON)
         case SagaArchivedError():
             refusal = _Refusal(HTTPStatus.NOT_FOUND, f"{exc}.")
         case SagaNotFoundError():
@@ -315,7 +337,7 @@ def _refusal(exc: Exception) -> _Refusal:
         case SagaStoreError():
             _logger.warning("a page couldn't be shown: %s", exc)
             said = f"The database can't be asked now{f' (SQLSTATE {code})' if code else ''}; the log says why."
-            refusal = _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, said, {"Retry-After": "5"})
+            refusal = _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, said, _SOON)
         case _:
             _logger.error("a page couldn't be shown", exc_info=exc)
             refusal = _Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "This page couldn't be made; the log says why.")

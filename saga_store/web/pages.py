@@ -79,6 +79,7 @@ class AttentionPage:
     reasons: int
     is_partial: bool
     hint: str | None
+    missing: tuple[int, ...]
 
 
 async def attention(storage: IInspectionStorage, asked: Asked) -> AttentionPage:
@@ -129,6 +130,7 @@ async def attention(storage: IInspectionStorage, asked: Asked) -> AttentionPage:
         len(groups),
         _is_partial(groups),
         hint(stuck, stale_after=judged.stale_after),
+        figures.missing,
     )
 
 
@@ -188,6 +190,15 @@ class UnknownIdError(Exception):
     """No saga has an id that begins like this."""
 
 
+class MissingShardsError(Exception):
+    """No shard that answers has a saga whose id begins like this; those that don't may."""
+
+    def __init__(self, prefix: str, missing: Sequence[int]) -> None:
+        super().__init__(prefix, missing)
+        self.prefix = prefix
+        self.missing = missing
+
+
 class AmbiguousIdError(Exception):
     """Several sagas have an id that begins like this."""
 
@@ -231,6 +242,7 @@ class SagaView:
     advice: list[Advice]
     max_attempts: int
     archived: ArchivedSaga | None = None
+    missing: tuple[int, ...] = ()
 
 
 async def saga(  # noqa: PLR0913 - what there is to show, and what of it may be seen
@@ -247,6 +259,7 @@ async def saga(  # noqa: PLR0913 - what there is to show, and what of it may be 
     Raises:
         UnknownIdError: No saga has this id.
         AmbiguousIdError: Several have one that begins like this.
+        MissingShardsError: Nobody can tell, for shards are down.
         InvalidSagaDataError: It is no id, or something that is asked can't be.
     """
     if len(given.replace("-", "")) < _FEWEST_DIGITS:
@@ -257,7 +270,7 @@ async def saga(  # noqa: PLR0913 - what there is to show, and what of it may be 
     if len(page.sagas) + len(page.unreadable) > 1 or page.unreadable:
         raise AmbiguousIdError(given, page)
     if not page.sagas:
-        raise UnknownIdError(given)
+        raise MissingShardsError(given, page.missing) if page.missing else UnknownIdError(given)
     [found] = page.sagas
     archived = context = None
     if found.archived_at is None:
@@ -282,6 +295,7 @@ async def saga(  # noqa: PLR0913 - what there is to show, and what of it may be 
         advice=advice(found, attempts, options=options),
         max_attempts=asked.max_attempts,
         archived=archived,
+        missing=page.missing,
     )
 
 

@@ -1,0 +1,128 @@
+"""The storage that a verb works on: that of one database, or one that is made of all shards."""
+
+import argparse
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from saga_store.cli.migrate import given_url
+from saga_store.cli.privileges import lacking
+from saga_store.cli.shards import Shards
+from saga_store.errors import SagaStoreError, SchemaError, StorageUnavailableError
+from saga_store.schema.connections import engine_at, opened
+from saga_store.schema.settings import MigrationError
+from saga_store.schema.urls import Address
+from saga_store.sharding import ShardedSagaStorage
+from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sqlalchemy.repository import RETRY_FOR
+from saga_store.storage import SagaStorage
+
+_PERMISSION_DENIED = "42501"
+# A server that doesn't even refuse mustn't keep all others waiting; a URL may say something else.
+_CONNECT_SECONDS = "10"
+
+
+class ToldError(StorageUnavailableError):
+    """What is in the way, with what to do about it; the reason says all of it."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A storage, and where each of its databases is."""
+
+    storage: SagaStorage
+    places: Sequence[tuple[AsyncEngine, str | None]]
+    shards: Shards | None = None
+
+    async def explained(self, exc: StorageUnavailableError | SchemaError, *, writes: bool) -> Exception:
+        """Return what to say: if a privilege is lacking, which GRANT would give it."""
+        # Without USAGE on their schema the tables look as if they weren't there.
+        if isinstance(exc, SchemaError) or exc.sqlstate == _PERMISSION_DENIED:
+            for index, (engine, schema) in enumerate(self.places):
+                if said := await lacking(engine, schema, writes=writes):
+                    where = f"{self.shards.name(index)}: " if self.shards else ""
+                    return ToldError(where + said, _PERMISSION_DENIED)
+        if self.shards is None:
+            return exc
+        if isinstance(exc, SchemaError):
+            return ToldError(f"{exc}. `saga-store check --shards {self.shards.given}` tells of each shard")
+        missing = missing_of(self.storage)
+        if len(missing) < len(self.places):
+            return exc
+        return ToldError(f"none of {len(missing)} shards can be reached; {reason_of(missing[0])}")
+
+
+@asynccontextmanager
+async def opened_storage(
+    given: argparse.Namespace, *, pools: bool = False, retry_for: timedelta = RETRY_FOR, records: bool = True
+) -> AsyncIterator[Opened]:
+    """Open what was given: the database, or all shards, of which some may be down.
+
+    Args:
+        given: What was given to the command.
+        pools: Whether to keep connections, for those who send many statements.
+        retry_for: As of the storages.
+        records: As of ``ShardedSagaStorage``.
+
+    Raises:
+        MigrationError: A URL can't be used, or the database can't be reached.
+    """
+    shards: Shards | None = given.shards
+    if shards is None:
+        async with opened(given_url(given), pools=pools) as engine:
+            storage = SqlAlchemySagaStorage(engine, schema=given.schema, retry_for=retry_for)
+            yield Opened(storage, [(engine, given.schema)])
+        return
+    async with AsyncExitStack() as stack:
+        engines: dict[str, AsyncEngine] = {}
+        places: list[tuple[AsyncEngine, str | None]] = []
+        for index, shard in enumerate(shards.places):
+            url = shard.url or given_url(given)
+            if url not in engines:
+                engines[url] = _engine(url, f"shard {index}", pools=pools)
+                stack.push_async_callback(engines[url].dispose)
+            places.append((engines[url], shard.schema))
+        storages = [SqlAlchemySagaStorage(engine, schema=schema, retry_for=retry_for) for engine, schema in places]
+        yield Opened(ShardedSagaStorage(storages, records=records), places, shards)
+
+
+def missing_of(storage: object) -> dict[int, SagaStoreError]:
+    """Return which shards couldn't be reached when they were last asked, and why; without shards none."""
+    return storage.unreachable if isinstance(storage, ShardedSagaStorage) else {}
+
+
+def reason_of(exc: SagaStoreError) -> str:
+    """Return why in one line, to which more may be added: the first, for libpq advises as well."""
+    said = exc.reason if isinstance(exc, StorageUnavailableError) else str(exc)
+    return said.partition("\n")[0].rstrip(".?! ")
+
+
+def _engine(url: str, where: str, *, pools: bool) -> AsyncEngine:
+    try:
+        address = Address.read(url)
+        address = replace(address, said={"connect_timeout": _CONNECT_SECONDS} | dict(address.said))
+        return engine_at(address, pools=pools)
+    except MigrationError as exc:
+        raise MigrationError(f"{where}: {exc}") from None
+
+
+@contextmanager
+def saying_once() -> Iterator[None]:
+    """Leave out of the log what a verb says of shards by itself."""
+    logger = logging.getLogger("saga_store")
+    logger.addFilter(_is_of_no_shard)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_of_no_shard)
+
+
+def _is_of_no_shard(record: logging.LogRecord) -> bool:
+    return not hasattr(record, "shard")

@@ -1,0 +1,55 @@
+"""Archiving a storage that is made of shards: each has its ledger and its turn, and all share one target.
+
+Archives of all shards stand side by side in the target: each has an id of its own, and a ledger knows its own alone.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from saga_store.errors import InvalidSagaDataError, SagaStoreError
+from saga_store.interface import IRetentionStorage
+from saga_store.sharding import ShardedSagaStorage
+
+_T = TypeVar("_T")
+
+_LEAST_SECONDS = 0.001
+
+
+def share_of(seconds: float | None, shards: int) -> float | None:
+    """Return for how long the first of so many shards may take, so that none waits for ever for its turn."""
+    return None if seconds is None else max(seconds / shards, _LEAST_SECONDS)
+
+
+async def each_shard(
+    storage: ShardedSagaStorage,
+    work: Callable[[IRetentionStorage, float | None], Awaitable[_T]],
+    max_seconds: float | None,
+) -> tuple[list[_T], dict[int, SagaStoreError]]:
+    """Do something for one shard after the other; return what came of it, and why some failed.
+
+    Args:
+        storage: Whose shards.
+        work: Given a shard, and for how many seconds it may begin something new.
+        max_seconds: Of all together; what a shard leaves is for those after it.
+
+    Raises:
+        ShardingError: They aren't the shards that they should be; nothing was done.
+        StorageUnavailableError: None can be reached.
+        SagaStoreError: None is done, and so failed the first; or something else is impossible on any of them.
+    """
+    began = time.monotonic()
+    failed = await storage.reach()
+    left = [place for place in range(len(storage.shards)) if place not in failed]
+    done: list[_T] = []
+    for number, place in enumerate(left):
+        seconds = None if max_seconds is None else max_seconds - (time.monotonic() - began)
+        try:
+            done.append(await work(storage.shards[place], share_of(seconds, len(left) - number)))
+        except InvalidSagaDataError:
+            raise
+        except SagaStoreError as exc:
+            failed[place] = exc
+    if not done:
+        raise failed[min(failed)]
+    return done, failed
