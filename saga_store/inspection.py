@@ -19,6 +19,7 @@ from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError
 from saga_store.model import UNFINISHED, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
+from saga_store.remedies import show
 from saga_store.validation import (
     decode_context,
     encode_context,
@@ -547,7 +548,7 @@ def read_entry_cursor(after: object) -> int | None:
 def checked_query(query: object) -> SagaQuery:
     """Return the query, checked and copied."""
     if not isinstance(query, SagaQuery):
-        raise InvalidSagaDataError("query", f"must be a SagaQuery, not a {type(query).__name__}")
+        raise InvalidSagaDataError("query", f"must be a SagaQuery, not {show(query)}; make one of it")
     return SagaQuery(
         statuses=tuple(valid_status(status) for status in _several("statuses", query.statuses)),
         conditions=tuple(_condition(condition) for condition in _several("conditions", query.conditions)),
@@ -578,7 +579,7 @@ def valid_moment(field_name: str, moment: object) -> datetime:
 
 def _several(field_name: str, values: object) -> Sequence[object]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InvalidSagaDataError(field_name, f"must be a sequence, not {values!r:.60}")
+        raise InvalidSagaDataError(field_name, f"must be a sequence, not {show(values)}; put it in a list")
     return list(values)
 
 

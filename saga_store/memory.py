@@ -24,6 +24,7 @@ from saga_store.joining import Part
 from saga_store.memory_database import MemoryDatabase, MemorySession, Row, by_urgency
 from saga_store.memory_retention import MemoryKeepingStorage
 from saga_store.model import UNFINISHED, SagaExecution, SagaLogEntry
+from saga_store.remedies import show
 from saga_store.shard_records import ShardRecord, ShardState
 from saga_store.validation import DEFAULT_MAX_CONTEXT_BYTES, decode_context, valid_max_context_bytes
 from saga_store.write import Claim, Outcome, Settlement, Write
@@ -49,6 +50,11 @@ class MemorySagaStorage(MemoryKeepingStorage):
         max_context_bytes: int = DEFAULT_MAX_CONTEXT_BYTES,
     ) -> None:
         self._bind = MemoryDatabase() if bind is None else bind
+        if not isinstance(self._bind, MemoryDatabase | MemorySession):
+            raise TypeError(
+                f"MemorySagaStorage takes a MemoryDatabase or a MemorySession, not {show(bind)}; leave it out for a "
+                "database of its own, or make a SqlAlchemySagaStorage for PostgreSQL"
+            )
         self._joins = isinstance(self._bind, MemorySession)
         self._max_context_bytes = valid_max_context_bytes(max_context_bytes)
 
@@ -128,7 +134,9 @@ class MemorySagaStorage(MemoryKeepingStorage):
                 "into", "can't be given to a run whose storage is bound to a session: its commit() writes in that one"
             )
         if not isinstance(into, MemorySession):
-            raise InvalidSagaDataError("into", f"must be a MemorySession, not {type(into).__name__}")
+            raise InvalidSagaDataError(
+                "into", f"must be a MemorySession, not {show(into)}; open one on the same database"
+            )
         if into._database is not self._bind:
             raise InvalidSagaDataError("into", "must be on the run's database, and is on another MemoryDatabase")
         return MemorySagaStorage(into, max_context_bytes=self._max_context_bytes)

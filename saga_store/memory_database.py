@@ -23,6 +23,7 @@ from saga_store.inspection import in_doubt
 from saga_store.joining import Fate, Part
 from saga_store.memory_views import MemoryViews
 from saga_store.model import UNFINISHED, SagaExecution, SagaLogEntry, SagaStatus
+from saga_store.remedies import show
 from saga_store.retention_model import SagaArchive
 from saga_store.retention_storage import Hold
 from saga_store.shard_records import ShardRecord
@@ -118,6 +119,8 @@ class MemorySession:
     """
 
     def __init__(self, database: MemoryDatabase) -> None:
+        if not isinstance(database, MemoryDatabase):
+            raise TypeError(f"MemorySession takes a MemoryDatabase, not {show(database)}; make one, and share it")
         self._database = database
         self._rows: dict[UUID, Row] = {}
         self._logs: dict[UUID, list[SagaLogEntry]] = {}

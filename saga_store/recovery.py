@@ -25,6 +25,7 @@ from saga_store.errors import (
     UnknownOutcomeError,
 )
 from saga_store.model import UNFINISHED, SagaExecution
+from saga_store.remedies import show
 from saga_store.run import SagaRun
 from saga_store.storage import SagaStorage
 from saga_store.validation import valid_count, valid_name, valid_period
@@ -145,7 +146,9 @@ class RecoveryWorker:
         )
         self._lease = valid_period("lease", lease)
         if not lease:
-            raise InvalidSagaDataError("lease", "must be longer than nothing, or it has expired when it is taken")
+            raise InvalidSagaDataError(
+                "lease", "must be longer than nothing, or it has expired when it is taken; give it some minutes"
+            )
         self._stale_after = valid_period("stale_after", stale_after)
         self._concurrency = valid_count("concurrency", concurrency, least=1)
         self._poll_every = valid_period("poll_every", poll_every).total_seconds()
@@ -344,7 +347,9 @@ def _valid_storage(storage: SagaStorage) -> SagaStorage:
     missing = [method for method in ("claim_sagas", "get_saga", "run") if not callable(getattr(storage, method, None))]
     if missing:
         raise InvalidSagaDataError(
-            "storage", f"must have leased runs and claims, as every SagaStorage has; a {type(storage).__name__} hasn't"
+            "storage",
+            f"must have leased runs and claims, as every SagaStorage has; {show(storage)} hasn't; make a "
+            "SqlAlchemySagaStorage of an engine",
         )
     if getattr(storage, "_joins", False):
         raise InvalidSagaDataError(
@@ -356,10 +361,13 @@ def _valid_storage(storage: SagaStorage) -> SagaStorage:
 def _valid_handlers(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
     if not isinstance(handlers, Mapping):
         raise InvalidSagaDataError(
-            "handlers", f"must be a mapping of names to coroutine functions, not a {type(handlers).__name__}"
+            "handlers",
+            f"must be a mapping of names to coroutine functions, not {show(handlers)}; give {{name: handler}}",
         )
     if not handlers:
-        raise InvalidSagaDataError("handlers", "must not be empty, or no saga would ever be claimed")
+        raise InvalidSagaDataError(
+            "handlers", "must not be empty, or no saga would ever be claimed; give {name: handler}"
+        )
     for name, handler in handlers.items():
         valid_name("handlers", name)
         if not _may_be_awaited(handler):

@@ -1,5 +1,6 @@
 """What to do with a value that a context can't hold, whichever library it is of; none of them is imported."""
 
+import reprlib
 from collections.abc import Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -56,3 +57,34 @@ def remedy_for_context(value: object) -> str:
 def key_remedy(key: object) -> str:
     """Return what to do with a key that is no string."""
     return "store its .value" if isinstance(key, Enum) else "store str() of it"
+
+
+def show(value: object) -> str:
+    """Return the value, shortened, and what it is."""
+    if isinstance(value, CoroutineType):
+        return f"the coroutine {value.__qualname__}(), which nobody has awaited"
+    if isinstance(value, timedelta):
+        return f"timedelta(seconds={value.total_seconds():g})"
+    if isinstance(value, str) and "://" in value:
+        return "a URL (str)"  # it may have a password in it
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
+
+
+def id_remedy(value: object) -> str:
+    """Return what to do with something that should have been a UUID."""
+    return "await it" if isinstance(value, CoroutineType) else "convert it with uuid.UUID()"
+
+
+def text_remedy(value: object) -> str:
+    """Return what to do with something that should have been a str."""
+    if isinstance(value, CoroutineType):
+        return "await it"
+    if isinstance(value, bytes | bytearray):
+        return "decode it"
+    return "give it some characters" if value is None else "convert it with str(), or json.dumps()"
+
+
+def duration_remedy(value: object) -> str:
+    """Return what to do with something that should have been a timedelta that isn't negative."""
+    seconds = value if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else 30
+    return f"give one such as timedelta(seconds={seconds})"

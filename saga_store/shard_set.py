@@ -6,6 +6,7 @@ from typing import TypeAlias, TypeVar
 from uuid import uuid4
 
 from saga_store.errors import InvalidSagaDataError, SagaStoreError, ShardingError, StorageUnavailableError
+from saga_store.remedies import show
 from saga_store.shard_records import MOST_SHARDS, ShardRecord, ShardState, check_states
 from saga_store.storage import SagaStorage
 
@@ -188,13 +189,15 @@ def _refuse_full(states: Mapping[int, ShardState]) -> None:
 
 def _valid_storages(storages: object) -> tuple[SagaStorage, ...]:
     if isinstance(storages, SagaStorage) or not isinstance(storages, Iterable):
-        raise InvalidSagaDataError("storages", f"must be a list of storages, not a {type(storages).__name__}")
+        raise InvalidSagaDataError("storages", f"must be a list of storages, not {show(storages)}; list all shards")
     shards = tuple(storages)
     if not 1 <= len(shards) <= MOST_SHARDS:
         raise InvalidSagaDataError("storages", f"must be 1 to {MOST_SHARDS:,} storages, not {len(shards)}")
     for index, shard in enumerate(shards):
         if not isinstance(shard, SagaStorage):
-            raise InvalidSagaDataError("storages", f"must be storages, and number {index} is a {type(shard).__name__}")
+            raise InvalidSagaDataError(
+                "storages", f"must be storages, and number {index} is {show(shard)}; make one of it"
+            )
         if shard._joins:
             raise InvalidSagaDataError(
                 "storages",

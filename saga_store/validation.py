@@ -12,7 +12,7 @@ from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError
 from saga_store.model import Context, LogStep, SagaStatus, SagaStepStatus, StepAction
-from saga_store.remedies import key_remedy, remedy, remedy_for_context
+from saga_store.remedies import duration_remedy, id_remedy, key_remedy, remedy, remedy_for_context, show, text_remedy
 
 MAX_NAME_LENGTH = 255
 MAX_CONTEXT_DEPTH = 500
@@ -32,6 +32,7 @@ _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 # Contexts that contain themselves are refused before: they are too deep.
 _ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"))
 _ACTIONS = frozenset(get_args(StepAction))
+_MOST_KEYS_SHOWN = 20
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _ESCAPED_SURROGATE = r"\ud"  # also of a character beyond the BMP, which is fine
 
@@ -40,7 +41,7 @@ _Status = TypeVar("_Status", bound=StrEnum)
 
 def valid_id(saga_id: object) -> UUID:
     if not isinstance(saga_id, UUID):
-        raise InvalidSagaDataError("saga_id", f"must be a uuid.UUID, not {_show(saga_id)}; convert it with uuid.UUID()")
+        raise InvalidSagaDataError("saga_id", f"must be a uuid.UUID, not {show(saga_id)}; {id_remedy(saga_id)}")
     return saga_id
 
 
@@ -50,14 +51,14 @@ def valid_name(field: str, name: object) -> str:
         raise InvalidSagaDataError(field, f"must not be empty; give it 1 to {MAX_NAME_LENGTH} characters")
     if len(text) > MAX_NAME_LENGTH:
         raise InvalidSagaDataError(
-            field, f"must have at most {MAX_NAME_LENGTH} characters, not {len(text)}: {_show(text)}"
+            field, f"must have at most {MAX_NAME_LENGTH} characters, not {len(text)}: {show(text)}"
         )
     return text
 
 
 def valid_text(field: str, text: object) -> str:
     if not isinstance(text, str):
-        raise InvalidSagaDataError(field, f"must be a str, not {_show(text)}")
+        raise InvalidSagaDataError(field, f"must be a str, not {show(text)}; {text_remedy(text)}")
     if "\0" in text:
         raise InvalidSagaDataError(
             field, f"must not contain NUL (at index {text.index(chr(0))}), which PostgreSQL can't store; remove it"
@@ -88,7 +89,7 @@ def valid_end(status: object) -> SagaStepStatus:
 
 def valid_step(step: object) -> LogStep:
     if not isinstance(step, LogStep):
-        raise InvalidSagaDataError("steps", f"must hold LogStep objects, not {_show(step)}")
+        raise InvalidSagaDataError("steps", f"must hold LogStep objects, not {show(step)}; make LogStep(...) of it")
     name, action = valid_name("step_name", step.step_name), valid_action(step.action)
     status = _member(SagaStepStatus, step.status)
     details = None if step.details is None else valid_text("details", step.details)
@@ -138,14 +139,17 @@ def valid_schema(schema: object) -> str:
     if not 1 <= size <= MAX_IDENTIFIER_BYTES:
         raise InvalidSagaDataError(
             "schema",
-            f"must have 1 to {MAX_IDENTIFIER_BYTES} bytes, as PostgreSQL's names have, not {size}: {_show(name)}",
+            f"must have 1 to {MAX_IDENTIFIER_BYTES} bytes, as PostgreSQL's names have, not {size}: {show(name)}",
         )
     return name
 
 
 def valid_duration(field: str, duration: object) -> timedelta:
     if not isinstance(duration, timedelta) or duration < timedelta():
-        raise InvalidSagaDataError(field, f"must be a datetime.timedelta that isn't negative, not {_show(duration)}")
+        raise InvalidSagaDataError(
+            field,
+            f"must be a datetime.timedelta that isn't negative, not {show(duration)}; {duration_remedy(duration)}",
+        )
     return duration
 
 
@@ -207,7 +211,7 @@ _Node = tuple[Any, object, "_Node | None"]
 def _check_context(context: object) -> None:
     """Refuse what wouldn't come back equal, naming the path to it."""
     if not isinstance(context, dict):
-        raise InvalidSagaDataError("context", f"must be a dict, not {_show(context)}; {remedy_for_context(context)}")
+        raise InvalidSagaDataError("context", f"must be a dict, not {show(context)}; {remedy_for_context(context)}")
     pending: list[tuple[_Node, int]] = [((context, None, None), 1)]
     while pending:
         node, depth = pending.pop()
@@ -231,7 +235,7 @@ def _children(node: _Node) -> Iterable[tuple[object, object]]:
     for key in container:
         if not isinstance(key, str):
             raise InvalidSagaDataError(
-                _path(node), f"has the key {_show(key)}; JSON's keys are strings: {key_remedy(key)}"
+                _path(node), f"has the key {show(key)}; JSON's keys are strings: {key_remedy(key)}"
             )
         if problem := _text_problem(key):
             raise InvalidSagaDataError(_path(node), f"has a key that {problem}")
@@ -249,7 +253,7 @@ def _scalar_problem(value: object) -> str | None:
         return "has more than 4300 digits, which Python doesn't read back; store it as a string in hexadecimal"
     if isinstance(value, float):
         return None if math.isfinite(value) else f"is {value}, which JSON can't hold; use None or a string"
-    return f"is {_show(value)}, which wouldn't come back from JSON as it is; {remedy(value)}"
+    return f"is {show(value)}, which wouldn't come back from JSON as it is; {remedy(value)}"
 
 
 def _text_problem(text: str) -> str | None:
@@ -264,15 +268,13 @@ def _path(node: _Node) -> str:
     while at is not None and at[2] is not None:
         keys.append(f"[{_show_key(at[1])}]")
         at = at[2]
+    if len(keys) > _MOST_KEYS_SHOWN:
+        keys[2 : 2 - _MOST_KEYS_SHOWN] = ["[...]"]
     return "context" + "".join(reversed(keys))
 
 
 def _show_key(key: object) -> str:
     return reprlib.repr(str.__str__(key) if isinstance(key, str) else key)
-
-
-def _show(value: object) -> str:
-    return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def _member(kind: type[_Status], value: object) -> _Status:
@@ -285,18 +287,18 @@ def valid_member(field: str, kind: type[_Status], value: object) -> _Status:
     for member in kind:
         if isinstance(value, str) and value == member:
             return member
-    raise InvalidSagaDataError(field, f"must be one of {', '.join(kind)}, not {_show(value)}")
+    raise InvalidSagaDataError(field, f"must be one of {', '.join(kind)}, not {show(value)}; use {kind.__name__}")
 
 
 def valid_action(action: object) -> StepAction:
     if isinstance(action, str) and action in _ACTIONS:
         return cast("StepAction", str.__str__(action))
-    raise InvalidSagaDataError("action", f"must be 'act' or 'compensate', not {_show(action)}")
+    raise InvalidSagaDataError("action", f"must be 'act' or 'compensate', not {show(action)}")
 
 
 def _valid_int(field: str, value: object, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidSagaDataError(field, f"must be an int, not {_show(value)}")
+        raise InvalidSagaDataError(field, f"must be an int, not {show(value)}; convert it with int()")
     if not least <= value <= most:
         raise InvalidSagaDataError(field, f"must be between {least} and {most}, not {value}")
     return int(value)

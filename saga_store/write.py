@@ -9,6 +9,7 @@ from uuid import UUID
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
 from saga_store.inspection import INTERVENTION, record
 from saga_store.model import Checkpoint, LogStep, SagaStatus, SagaStepStatus, StepAction
+from saga_store.remedies import show
 from saga_store.validation import (
     encode_context,
     valid_count,
@@ -148,10 +149,10 @@ Outcome: TypeAlias = int | SagaStoreError
 
 def checked(checkpoint: Checkpoint) -> Write:
     if not isinstance(checkpoint, Checkpoint):
-        raise InvalidSagaDataError("checkpoint", f"must be a Checkpoint, not a {type(checkpoint).__name__}")
+        raise InvalidSagaDataError("checkpoint", f"must be a Checkpoint, not {show(checkpoint)}; make one of it")
     steps = checkpoint.steps
     if not isinstance(steps, (list, tuple)):
-        raise InvalidSagaDataError("steps", f"must be a list or tuple of LogStep, not a {type(steps).__name__}")
+        raise InvalidSagaDataError("steps", f"must be a list or tuple of LogStep, not {show(steps)}; make it a list")
     attempts = checkpoint.recovery_attempts
     write = Write(
         valid_id(checkpoint.saga_id),
@@ -163,7 +164,9 @@ def checked(checkpoint: Checkpoint) -> Write:
         expected_version=valid_version(checkpoint.expected_version),
     )
     if write.creates and write.expected_version is not None:
-        raise InvalidSagaDataError("expected_version", "must be None for a new saga, which has no version yet")
+        raise InvalidSagaDataError(
+            "expected_version", "must be None for a new saga, which has no version yet; leave it out"
+        )
     if not (write.creates or write.changes_row or write.steps):
         raise InvalidSagaDataError("checkpoint", "writes nothing; give it a name, a status, a context or steps")
     return write

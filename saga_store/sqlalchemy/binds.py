@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Connection, Engine, Pool, SingletonThreadPool, StaticPool, inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from saga_store.errors import StorageUnavailableError
 from saga_store.sqlalchemy.pooled import Attempt, HeldConnection, execute_on_pool, is_closed
@@ -241,7 +241,9 @@ class SessionmakerBind(Bind):
         try:
             bind = session.get_bind(**_bind_arguments(writes=writes))
         except SQLAlchemyError as exc:
-            raise StorageUnavailableError(f"the sessionmaker leads nowhere: {exc}") from exc
+            raise StorageUnavailableError(
+                f"the sessionmaker leads nowhere: {exc}; bind it by async_sessionmaker(engine)"
+            ) from exc
         # Sessions have options of their own since SQLAlchemy 2.1.
         schema = _translated(self._schema, bind.get_execution_options(), getattr(session, "execution_options", {}))
         if isinstance(bind, Engine):
@@ -282,8 +284,22 @@ def make_bind(bind: BindTarget, schema: str | None) -> Bind:
         return JoinedBind(bind, schema)
     raise TypeError(
         f"SqlAlchemySagaStorage takes an AsyncEngine, async_sessionmaker, AsyncSession or AsyncConnection, not "
-        f"{type(bind).__name__}; make an engine with sqlalchemy.ext.asyncio.create_async_engine()"
+        f"{type(bind).__name__}; {_other_bind(bind)}"
     )
+
+
+def _other_bind(bind: object) -> str:
+    if isinstance(bind, type):
+        return "make an object of that class"
+    if isinstance(bind, Session):
+        return "use AsyncSession, on an engine that create_async_engine() makes"
+    if isinstance(bind, sessionmaker):
+        return "use async_sessionmaker, on an engine that create_async_engine() makes"
+    if isinstance(bind, async_scoped_session):
+        return "call it, for the session of this scope"
+    if isinstance(bind, AbstractAsyncContextManager):
+        return "enter it with `async with`, and give what that yields"
+    return "make an engine with sqlalchemy.ext.asyncio.create_async_engine()"
 
 
 _turns: "WeakKeyDictionary[Session, asyncio.Lock]" = WeakKeyDictionary()

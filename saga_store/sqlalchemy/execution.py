@@ -12,6 +12,7 @@ from typing import TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio.exc import AsyncContextNotStarted
 
 from saga_store.errors import (
     InvalidSagaDataError,
@@ -290,11 +291,19 @@ def _no_connection(exc: Exception) -> SagaStoreError:
             f"no connection of the engine's pool became free in time: {reason(exc)}; give the engine a larger "
             "pool_size or a longer pool_timeout, and see to it that connections are given back"
         )
+    if isinstance(exc, AsyncContextNotStarted):
+        return StorageUnavailableError(
+            "the connection that the storage is bound to isn't open: enter it with `async with engine.connect() as "
+            "connection`, and use the storage inside"
+        )
     if not isinstance(exc, SQLAlchemyError | OSError) and not is_drivers(exc):
         return StorageUnavailableError(
             f"couldn't get a connection: {type(exc).__name__}: {reason(exc)}; {_advice(exc)}"
         )
-    return StorageUnavailableError(f"couldn't get a connection: {reason(exc)}", sqlstate(exc))
+    return StorageUnavailableError(
+        f"couldn't get a connection: {reason(exc)}; look whether the server is up, and the engine's URL right",
+        sqlstate(exc),
+    )
 
 
 def _advice(exc: Exception) -> str:

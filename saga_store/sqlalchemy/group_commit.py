@@ -151,7 +151,7 @@ class GroupCommit(Generic[T]):
         try:
             queue = self._queues.get(key)
         except TypeError as exc:
-            raise TypeError(f"group_by has to return what can be the key of a dict: {exc}") from exc
+            raise TypeError(f"group_by has to return what can be the key of a dict, such as a str: {exc}") from exc
         if queue is None:
             queue = self._add_queue(key, loop, target)
         return queue.write(write)

@@ -30,6 +30,7 @@ from saga_store.inspection import (
 )
 from saga_store.joining import Part
 from saga_store.model import Context, SagaExecution, SagaLogEntry, SagaStatus
+from saga_store.remedies import show
 from saga_store.shard_records import ShardRecord, ShardState
 from saga_store.sqlalchemy.binds import BindTarget, JoinedBind, PoolTarget, Target, make_bind
 from saga_store.sqlalchemy.execution import Executor, News
@@ -135,7 +136,7 @@ class SqlAlchemySagaStorage(KeepingStorage):
         self._max_context_bytes = valid_max_context_bytes(max_context_bytes)
         self._bind = make_bind(bind, None if schema is None else valid_schema(schema))
         if group_by is not None and not callable(group_by):
-            raise TypeError(f"group_by must be a function that returns a key, not {group_by!r}")
+            raise TypeError(f"group_by must be a function that returns a key, not {group_by!r}, such as tenant.get")
         self._retry_seconds = valid_period("retry_for", retry_for).total_seconds()
         self._group_by = group_by
         self._news = News()
@@ -145,7 +146,9 @@ class SqlAlchemySagaStorage(KeepingStorage):
         self._home: str | None = None
         self._views = Views(self._executor)
         if telemetry is not None and (isinstance(telemetry, type) or not isinstance(telemetry, Telemetry)):
-            raise TypeError(f"telemetry must be a saga_store.telemetry.Telemetry, not {telemetry!r}")
+            raise TypeError(
+                f"telemetry must be a saga_store.telemetry.Telemetry, not {telemetry!r}; such as OpenTelemetry()"
+            )
         self._telemetry = telemetry
         self._observer = None if telemetry is None else Observer(telemetry)
         self._group: GroupCommit[PoolTarget] | None = (
@@ -196,7 +199,9 @@ class SqlAlchemySagaStorage(KeepingStorage):
                 "in that transaction",
             )
         if not isinstance(into, AsyncSession | AsyncConnection):
-            raise InvalidSagaDataError("into", f"must be an AsyncSession or AsyncConnection, not {type(into).__name__}")
+            raise InvalidSagaDataError(
+                "into", f"must be an AsyncSession or AsyncConnection, not {show(into)}; open one on the same database"
+            )
         joined = SqlAlchemySagaStorage(
             into, schema=self._schema, max_context_bytes=self._max_context_bytes, telemetry=self._telemetry
         )
