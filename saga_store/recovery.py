@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import CodeType
-from typing import TypeAlias
+from types import CodeType, TracebackType
+from typing import Self, TypeAlias
 from uuid import UUID, uuid4
 
 from saga_store.cancellation import see_through
@@ -95,6 +95,7 @@ class RecoveryWorker:
     - Several workers may run, in one process or in many: each saga goes to one of them. A process never works on one
       saga twice: if a lease lapsed and the saga was claimed again, the handler that has it is cancelled, and the claim
       is given back.
+    - In ``async with`` it works in the background, as ``run()`` does; leaving stops it, and waits until it has ended.
     - ``stop()`` gives the attempts back that it cuts short: they don't count.
     - Every line that it logs, to ``saga_store.recovery``, has ``owner``, ``saga_id``, ``saga_name``, ``attempt``
       and ``outcome`` (recovered, unfinished, failed, lost, released) as attributes; what concerns no saga has ``owner``
@@ -159,6 +160,18 @@ class RecoveryWorker:
         self._write_ahead = write_ahead
         self._at_work: dict[asyncio.Task[None], _Attempt] = {}
         self._stopping = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._running:
+            await self._running
 
     async def run(self) -> None:
         """Recover sagas until ``stop()`` is called, or the task is cancelled."""
@@ -182,7 +195,7 @@ class RecoveryWorker:
         self._stopping.set()
 
     async def take(self, saga_id: UUID) -> bool:
-        """Begin to work on a saga at once, such as one that has just been created, while ``run()`` goes on.
+        """Begin to work on a saga at once, such as one that has just been created, while the worker runs.
 
         It is worked on in the background as if it had been claimed, but no attempt is counted: its lease is held, its
         outcome logged, and ``stop()`` waits for it. So a service needs no tasks of its own for what it begins.

@@ -23,6 +23,8 @@ from saga_store import (
     MemoryDatabase,
     MemorySagaStorage,
     MemorySession,
+    SagaAlreadyExistsError,
+    SagaConcurrencyError,
     SagaLogEntry,
     SagaNotFoundError,
     SagaStatus,
@@ -352,6 +354,29 @@ async def test_whatever_else_is_raised_leaves_the_saga_to_be_taken_up(place: Pla
     assert (saga.status, saga.lease_owner) == (SagaStatus.RUNNING, None)
     assert [entry.step_name for entry in await storage.get_in_doubt_steps(saga_id)] == ["Pay"]
     await live(place, world, saga_id, Process())
+    await check(place, world, saga_id)
+
+
+async def test_a_process_that_was_away_for_too_long_writes_nothing(place: Place) -> None:
+    """Another one has got its saga meanwhile, and seen it through; its version is the fence.
+
+    On the twin its own row, which is a saga there, is in its way before.
+    """
+
+    class Slow(Pay):
+        @property
+        def name(self) -> str:
+            return "Pay"
+
+        async def act(self, saga_id: UUID, context: Context) -> Context:
+            done = await super().act(saga_id, context)
+            place.expire(saga_id)
+            await live(place, world, saga_id, Process())
+            return done
+
+    saga_id, world = uuid4(), World()
+    with pytest.raises((SagaConcurrencyError, SagaAlreadyExistsError)):
+        await live(place, world, saga_id, Process(), Slow)
     await check(place, world, saga_id)
 
 

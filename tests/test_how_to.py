@@ -5,6 +5,7 @@ import asyncio
 import inspect
 import os
 import signal
+from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 from celery.contrib.testing.worker import start_worker
+from celery.signals import setup_logging
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -111,7 +113,18 @@ class TestWebFrameworks:
         assert admin.execute("SELECT id FROM orders").fetchall() == [(order_id,)]
 
 
+@pytest.mark.usefixtures("logging_as_it_is")
 class TestCelery:
+    @pytest.fixture
+    def logging_as_it_is(self) -> Iterator[None]:
+        """Keep Celery from setting up the logging of the whole process, which other tests look at."""
+
+        def leave_it(**_: object) -> None: ...
+
+        setup_logging.connect(leave_it)
+        yield
+        setup_logging.disconnect(leave_it)
+
     def test_the_tasks(self, database: Database, admin: psycopg.Connection) -> None:
         """An order is seen through, once more by a repeated message, and one that no message came of is recovered."""
         admin.execute("CREATE TABLE orders (id uuid PRIMARY KEY)")

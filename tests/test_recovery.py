@@ -337,6 +337,27 @@ class TestWorker:
             saga = await storage.get_saga(saga_id)
             assert (saga.status, saga.recovery_attempts, saga.lease_owner) == (SagaStatus.PENDING, 0, None)
 
+    async def test_a_worker_in_the_background(self, storage: MemorySagaStorage) -> None:
+        """It works while the block goes on; leaving it, be it by an exception, waits for what is at work."""
+        claimed, taken = uuid4(), uuid4()
+        await storage.create_saga(claimed, "order", {})
+
+        async def recover(run: SagaRun) -> None:
+            await asyncio.sleep(0.01)
+            await finish(run)
+
+        async def serve() -> None:
+            async with RecoveryWorker(storage, {"order": recover}, stale_after=NOW) as worker:
+                assert (await storage.wait_for_saga(claimed, HOUR)).status is SagaStatus.COMPLETED
+                await storage.create_saga(taken, "order", {})
+                assert await worker.take(taken)
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            await serve()
+        saga = await storage.get_saga(taken)
+        assert (saga.status, saga.lease_owner) == (SagaStatus.COMPLETED, None)
+
     async def test_what_somebody_else_holds_isnt_taken(
         self, storage: MemorySagaStorage, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -52,7 +52,9 @@ class TestCheck:
         assert schema.check(database.url(driver)) == schema.Check(schema.State.CURRENT, HEAD, HEAD)
 
     def test_an_empty_database_is_behind(self, empty_database: Database) -> None:
-        assert schema.check(empty_database.url()) == schema.Check(schema.State.BEHIND, None, HEAD)
+        found = schema.check(empty_database.url())
+        assert found == schema.Check(schema.State.BEHIND, None, HEAD)
+        assert not found.is_ready
 
     def test_an_earlier_revision_is_behind(self, empty_database: Database) -> None:
         """It is compared with what that revision makes."""
@@ -61,7 +63,9 @@ class TestCheck:
 
     def test_an_unknown_revision_is_ahead(self, database: Database) -> None:
         execute(database, "UPDATE saga_store_version SET version_num = 'saga_store_9999'")
-        assert schema.check(database.url()) == schema.Check(schema.State.AHEAD, "saga_store_9999", HEAD)
+        found = schema.check(database.url())
+        assert found == schema.Check(schema.State.AHEAD, "saga_store_9999", HEAD)
+        assert found.is_ready
 
     def test_two_recorded_revisions_are_an_error(self, database: Database) -> None:
         execute(database, "INSERT INTO saga_store_version VALUES ('host_0042')")

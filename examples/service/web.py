@@ -3,7 +3,6 @@
 ``uvicorn examples.service.web:app``, as many processes as you like, with DATABASE_URL set.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,12 +24,10 @@ routes = APIRouter()
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     logging.basicConfig(level=logging.INFO)
-    async with opened() as service:
+    # Leaving the worker waits for what is at work; what isn't finished after its grace is left to other processes.
+    async with opened() as service, service.worker:
         app.mount("/ops/sagas", create_app(service.storage))
-        working = asyncio.create_task(service.worker.run())
         yield {"service": service, "collector": SagaCollector(service.storage)}
-        service.worker.stop()  # what isn't finished after its grace is left to other processes
-        await working
 
 
 @routes.put("/orders/{order_id}", status_code=status.HTTP_202_ACCEPTED)
@@ -75,7 +72,7 @@ async def ready(request: Request, response: Response) -> str:
     except schema.MigrationError as exc:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
         return str(exc)
-    if check.state not in {schema.State.CURRENT, schema.State.AHEAD}:
+    if not check.is_ready:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     return check.state
 

@@ -287,6 +287,11 @@ class Check:
     differences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether this release works with the database: it is current, or a later release has migrated it."""
+        return self.state in {State.CURRENT, State.AHEAD}
+
 
 def check_connection(connection: Connection, schema: str | None, *, strict: bool) -> Check:
     """Read, in one transaction that changes nothing, and that may go through any pooler."""
