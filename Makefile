@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql screens houses setup demo docs bench bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills service-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build verify clean
+.PHONY: help sql screens houses setup demo docs bench bench-shards bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills service-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ docs: $(READY) ## build the documentation as a site, into site/; python3 -m http
 
 bench: $(BENCH_READY) ## measure beside python-cqrs, DBOS and hand-written SQL, on a durable PostgreSQL; takes ten minutes
 	$(BENCH_VENV)/bin/python -m benchmarks $(ARGS)
+
+bench-shards: $(READY) ## measure what routing costs, and one, two and four shards on one server and on two; takes five minutes
+	$(BIN)/python -m benchmarks.shards $(ARGS)
 
 bench-migrations: $(READY) ## measure how long writers stall while full tables are migrated; takes ten minutes
 	$(BIN)/python -m benchmarks.migrations $(ARGS)

@@ -18,6 +18,7 @@ from benchmarks.engine import run_by_engine
 from benchmarks.workload import NAME, STEPS, Clock, RunSaga, Words, new_order, receipt, run_by_calls
 from saga_store import Checkpoint, LogStep, SagaStatus, SagaStepStatus
 from saga_store.cqrs import CqrsSagaStorage
+from saga_store.sharding import ShardedSagaStorage
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
 
@@ -71,6 +72,13 @@ async def grouped(url: str, connections: int) -> AsyncIterator[RunSaga]:
     """An engine, and statements that callers of one tenant share."""
     async with engine_on(url, connections=connections) as engine:
         yield partial(run_by_calls, SqlAlchemySagaStorage(engine, group_by=TENANT.get), WORDS)
+
+
+@asynccontextmanager
+async def sharded(url: str, connections: int) -> AsyncIterator[RunSaga]:
+    """A storage that is made of shards, of which there is one."""
+    async with engine_on(url, connections=connections) as engine:
+        yield partial(run_by_calls, ShardedSagaStorage([SqlAlchemySagaStorage(engine)]), WORDS)
 
 
 @asynccontextmanager

@@ -59,6 +59,7 @@ ROWS = (
     Row("routed", "saga-store: six methods, routed by get_bind", "saga_store", CALL, ours.routed),
     Row("translated", "saga-store: six methods, schema_translate_map", "saga_store", CALL, ours.translated),
     Row("grouped", "saga-store: six methods, group_by", "saga_store", CALL, ours.grouped),
+    Row("sharded", "saga-store: six methods, over one shard", "saga_store", CALL, ours.sharded),
     Row("floor", "floor: hand-written batches of calls", "saga_store", CALL, handwritten.batched_calls),
     Row(
         "floor-checkpoints",
@@ -70,5 +71,5 @@ ROWS = (
 )
 BASE = "cqrs"
 """The row that the others are compared with."""
-DIRECT, ROUTED = "methods", ("routed", "translated", "grouped")
+DIRECT, ROUTED = "methods", ("routed", "translated", "grouped", "sharded")
 """What is written straight to an engine, and what somebody has to say of where to."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from benchmarks import telemetry, views
+from benchmarks import shards, telemetry, views
 from benchmarks.beds import OF_SAGAS, Bed
 from benchmarks.peers import create_cqrs_tables
 from benchmarks.rows import ROWS, Row
@@ -111,6 +111,22 @@ def test_missing_sagas_are_noticed(row: Row, url: str) -> None:
         bed.settle(1)
     with pytest.raises(BenchmarkError, match="bench_methods"):
         Bed("bench_methods", url, replace(OF_SAGAS, entries_per_saga=5)).settle(SAGAS)
+
+
+def test_bench_shards(tmp_path: Path) -> None:
+    """It measures what routing costs and each layout, finds every saga, and says what can't be told on these cores."""
+    options = ["--rounds=1", "--seconds=0.02", "--routed=1", "--processes=1", "--callers=2"]
+    done = python_module("benchmarks.shards", *options, f"--folder={tmp_path}", f"--json={tmp_path}/shards.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "shards.json").read_text())
+    assert list(report["routing"]) == ["1", "64"]
+    assert report["layouts"].keys() == {str(layout) for layout in shards.LAYOUTS}
+    assert report["layouts"]["1 shard on 1 server"]["ratio"] == 1
+    report["machine"]["cores"] = 2
+    assert "can't be told on 2 cores" in "\n".join(shards.render(report))
+    report["machine"]["cores"] = 8
+    report["layouts"]["2 shards on 2 servers"]["ratio"] = 1.69
+    assert "two servers do at least 1.7 of one: 1.69, NOT MET" in "\n".join(shards.render(report))
 
 
 def test_bench(tmp_path: Path) -> None:
