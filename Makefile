@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql screens houses setup demo docs bench bench-shards bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills service-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build verify clean
+.PHONY: help sql screens houses setup demo docs bench bench-shards bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills service-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build release-check licences verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -129,14 +129,19 @@ servers: $(READY) ## fetch PostgreSQL of the majors that come with neither the w
 matrix: build servers ## run the tests on the other versions of Python, SQLAlchemy and PostgreSQL that are to be had here
 	$(BIN)/python .ci/matrix
 
-build: $(READY) ## build the source distribution and the wheel into dist/
-	rm -rf dist
-	$(BIN)/python -m build --outdir dist
+build: $(READY) ## build the source distribution and the wheel into dist/, the same bytes from the same commit
+	@$(BIN)/python .ci/release build
+
+release-check: $(READY) ## build them twice, and check bytes, metadata, contents and changelog
+	@$(BIN)/python .ci/release check
+
+licences: $(READY) ## write down the licences of what is used, as docs/reference/licences.md
+	@$(BIN)/python -m tests.licences
 
 verify: ## everything that has to hold before a change goes in; what CI runs
 	$(MAKE) check
 	$(MAKE) docs
-	$(MAKE) build
+	$(MAKE) release-check
 	$(MAKE) whole
 
 clean: ## remove what the other targets made
