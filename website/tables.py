@@ -13,7 +13,7 @@ _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy's 
 
 def as_markdown() -> str:
     """Return a section for each table: its columns, constraints and indexes."""
-    return "\n".join(line for table in Base.metadata.sorted_tables for line in _section(table))
+    return "\n".join(line for table in Base.metadata.tables.values() for line in _section(table))
 
 
 def _section(table: Table) -> Iterator[str]:
