@@ -725,3 +725,18 @@ class IRetentionStorage(ISagaStorage):
         Raises:
             InvalidSagaDataError: A negative duration or limit.
         """
+
+    async def forget_all_stubs(self, *, older_than: timedelta, at_once: int = 1000) -> AsyncIterator[int]:
+        """Delete what ``forget_stubs`` deletes, all of it, in batches; yield how many each of them deleted.
+
+        What stays is passed over once, and not again for each batch.
+
+        Args:
+            older_than: For how long they have been stubs at least, by the database's clock.
+            at_once: At most this many in a batch.
+
+        Raises:
+            InvalidSagaDataError: A negative duration; a batch of none.
+        """
+        while gone := await self.forget_stubs(older_than=older_than, limit=at_once):
+            yield gone

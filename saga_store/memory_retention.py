@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from saga_store.errors import ArchiverBusyError
-from saga_store.inspection import Cursor
+from saga_store.inspection import Cursor, read_cursor
 from saga_store.memory_database import MemoryDatabase, MemorySession, Row
 from saga_store.model import UNFINISHED, SagaLogEntry
 from saga_store.retention_model import (
@@ -148,7 +148,7 @@ class MemoryKeepingStorage(SagaStorage):
             until = self._database._clock() + keep_for if keep_for else None
             return [_restored(self._database, record, archive_id, until) for record in records]
 
-    async def _forget(self, older_than: timedelta, limit: int) -> int:
+    async def _forget(self, older_than: timedelta, limit: int, after: Cursor | None) -> tuple[int, Cursor | None]:
         database = self._database
         until = database._clock() - older_than
         stubs = [
@@ -158,11 +158,14 @@ class MemoryKeepingStorage(SagaStorage):
             and row.archived_at <= until
             and row.id not in database._holders
             and not database._logs.get(row.id)
+            and (after is None or _created(row) > _key(after))
         ]
         stubs.sort(key=_created)
-        for row in stubs[:limit]:
+        gone = stubs[:limit]
+        for row in gone:
             del database._rows[row.id]
-        return len(stubs[:limit])
+        goes_on = len(stubs) > limit
+        return len(gone), read_cursor(_cursor(gone[-1].created_at, gone[-1].id)) if goes_on else None
 
     async def _fetch_lag(self, terms: Terms) -> timedelta:
         async with self._snapshot() as snapshot:

@@ -3,7 +3,7 @@
 import abc
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -202,8 +202,8 @@ class RetentionStorage(IRetentionStorage):
         """Do what ``restore_sagas`` promises, for different sagas."""
 
     @abc.abstractmethod
-    async def _forget(self, older_than: timedelta, limit: int) -> int:
-        """Do what ``forget_stubs`` promises."""
+    async def _forget(self, older_than: timedelta, limit: int, after: Cursor | None) -> tuple[int, Cursor | None]:
+        """Delete some of what ``forget_stubs`` deletes, from there on; return how many, and where the rest begins."""
 
     @abc.abstractmethod
     async def _fetch_lag(self, terms: Terms) -> timedelta:
@@ -329,7 +329,25 @@ class RetentionStorage(IRetentionStorage):
     async def forget_stubs(self, *, older_than: timedelta, limit: int = 1000) -> int:
         self._check_commits()
         limit = min(valid_count("limit", limit), MOST_MARKS)
-        return await self._forget(valid_period("older_than", older_than), limit) if limit else 0
+        older_than = valid_period("older_than", older_than)
+        forgotten, after = 0, None
+        while forgotten < limit:
+            gone, after = await self._forget(older_than, limit - forgotten, after)
+            forgotten += gone
+            if after is None:
+                break
+        return forgotten
+
+    async def forget_all_stubs(self, *, older_than: timedelta, at_once: int = 1000) -> AsyncIterator[int]:
+        self._check_commits()
+        at_once = min(valid_count("at_once", at_once, least=1), MOST_MARKS)
+        older_than = valid_period("older_than", older_than)
+        after = None
+        while True:
+            gone, after = await self._forget(older_than, at_once, after)
+            yield gone
+            if after is None:
+                return
 
     async def _change(
         self,

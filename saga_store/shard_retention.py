@@ -1,6 +1,6 @@
 """Keeping and letting go over shards: holds, stubs and restored sagas are routed, archives are each shard's own."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import NoReturn
@@ -50,12 +50,20 @@ class ShardedRetention(RetentionStorage):
             restored |= dict(zip(places[index], came, strict=True))
         return [restored[place] for place in range(len(records))]
 
-    async def _forget(self, older_than: timedelta, limit: int) -> int:
+    async def _forget(self, older_than: timedelta, limit: int, after: Cursor | None) -> tuple[int, Cursor | None]:
+        del after  # there is never more: all shards are walked to their ends, or to the limit
         forgotten = 0
         for index in range(len(self._set.storages)):
             if forgotten < limit:
-                forgotten += await (await self._set.get(index))._forget(older_than, limit - forgotten)
-        return forgotten
+                shard = await self._set.get(index)
+                forgotten += await shard.forget_stubs(older_than=older_than, limit=limit - forgotten)
+        return forgotten, None
+
+    async def forget_all_stubs(self, *, older_than: timedelta, at_once: int = 1000) -> AsyncIterator[int]:
+        for index in range(len(self._set.storages)):
+            shard = await self._set.get(index)
+            async for gone in shard.forget_all_stubs(older_than=older_than, at_once=at_once):
+                yield gone
 
     async def _fetch_lag(self, terms: Terms) -> timedelta:
         found, _ = await self._set.ask_all(lambda shard: shard._fetch_lag(terms))

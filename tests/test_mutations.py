@@ -1246,9 +1246,17 @@ class KeepsNothing(MemorySagaStorage):
 class ForgetsFresh(MemorySagaStorage):
     """Deletes stubs of any age."""
 
-    async def _forget(self, older_than: timedelta, limit: int) -> int:
+    async def _forget(self, older_than: timedelta, *where: Any) -> tuple[int, Cursor | None]:
         del older_than
-        return await super()._forget(timedelta(0), limit)
+        return await super()._forget(timedelta(0), *where)
+
+
+class LosesItsPlace(MemorySagaStorage):
+    """Forgets the first batch, and takes that for the end."""
+
+    async def _forget(self, *arguments: Any) -> tuple[int, Cursor | None]:
+        gone, _ = await super()._forget(*arguments)
+        return gone, None
 
 
 class SharesTurns(MemorySagaStorage):
@@ -1448,6 +1456,7 @@ MUTANTS = (
     Mutant(ReadsStubs, StubContract, "test_a_stub_is_not_read[get_saga]"),
     Mutant(CreatesOverStubs, StubContract, "test_its_id_is_taken"),
     Mutant(ForgetsFresh, StubContract, "test_a_forgotten_stub_is_gone"),
+    Mutant(LosesItsPlace, RetentionContract, "test_all_are_forgotten_in_one_walk"),
     Mutant(FencesByVersion, RetentionContract, "test_what_has_changed_since_stays[appends]"),
     Mutant(FencesByHistory, RetentionContract, "test_what_has_changed_since_stays[updates]"),
     Mutant(FencesByLength, RetentionContract, "test_another_history_of_the_same_length_stays"),

@@ -2,10 +2,10 @@
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import LiteralString, cast
+from typing import Any, LiteralString, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from saga_store import Checkpoint, SagaArchivedError, SagaStatus, SagaStepStatus
 from saga_store.retention_model import Restored, SagaRecord
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sqlalchemy.statement import Statement
 from saga_store.testing.retention import RetentiveStorage, expired, finished, let_go, read, stored, verified
 from saga_store.write import Write
 from saga_store.write_ids import identified
@@ -206,6 +207,29 @@ class TestBigSagas:
         assert names == [saga_id, small]
         assert (characters, entries) == (BIG // 2 + len('{"blob" : ""}') + len('{"n":1.0}'), 20_002)
         assert peak < 40 * 2**20
+
+
+async def test_what_stays_is_passed_over_once(
+    storage: RetentiveStorage, admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two batches the walk goes on where it was, past stubs that an application's table refers to."""
+    ids = [await finished(storage, "order") for _ in range(9)]
+    for saga_id in ids:
+        await let_go(storage, saga_id)
+    admin.execute("CREATE TABLE parcels (saga_id uuid REFERENCES saga_executions)")
+    admin.execute("INSERT INTO parcels SELECT unnest(%s::uuid[])", [ids[:5]])
+    assert isinstance(storage, SqlAlchemySagaStorage)
+    read, asked = storage._read, list[object]()  # noqa: SLF001 - what it asks of the server
+
+    async def watched(statement: Statement, parameters: Mapping[str, object]) -> list[list[Any]]:
+        asked.append(parameters.get("after_created_at"))
+        return await read(statement, dict(parameters))
+
+    monkeypatch.setattr(storage, "_read", watched)
+    assert [gone async for gone in storage.forget_all_stubs(older_than=timedelta(0), at_once=2)] == [0, 0, 1, 2, 1]
+    assert asked[0] is None
+    assert [str(each) for each in asked[1:]] == sorted({str(each) for each in asked[1:]})
+    assert len(asked) == 5
 
 
 async def test_a_long_context_comes_back_in_pieces(

@@ -14,7 +14,6 @@ from saga_store.retention_model import MOST_MARKS, Retention, SagaMark
 _MOST_ROWS, _FEWEST_ROWS = 10_000, 200
 _SLOW_SECONDS, _QUICK_SECONDS = 0.5, 0.2
 _REPEATS = 3
-_FORGOTTEN_AT_ONCE = 1000
 
 
 async def make_stubs(
@@ -108,11 +107,12 @@ async def forget_stubs(
     storage: IRetentionStorage, older_than: timedelta, should_stop: Callable[[], bool], told: Callable[[int], None]
 ) -> bool:
     """Delete the stubs that are older, a thousand at a time; ``told`` how many are gone. False if it was stopped."""
+    if should_stop():
+        return False
     forgotten = 0
-    while not should_stop():
-        gone = await storage.forget_stubs(older_than=older_than, limit=_FORGOTTEN_AT_ONCE)
+    async for gone in storage.forget_all_stubs(older_than=older_than):
         forgotten += gone
         told(forgotten)
-        if not gone:
-            return True
-    return False
+        if should_stop():
+            return False
+    return True

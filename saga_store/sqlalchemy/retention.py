@@ -216,23 +216,16 @@ class KeepingStorage(SagaStorage):
 
         return await self._again(work)
 
-    async def _forget(self, older_than: timedelta, limit: int) -> int:
+    async def _forget(self, older_than: timedelta, limit: int, after: Cursor | None) -> tuple[int, Cursor | None]:
         age = {"older_than": older_than.total_seconds()}
-        forgotten, after = 0, None
-        while forgotten < limit:
-            parameters: dict[str, object] = {**age, "limit": limit - forgotten}
-            if after is not None:
-                parameters |= {"after_created_at": after.created_at, "after_id": str(after.id)}
-            statement = sql.FORGETTABLE if after is None else sql.FORGETTABLE_AFTER
-            (seen, last), *rows = await self._read(statement, parameters)
-            forgotten += await self._delete([UUID(saga_id) for saga_id, _ in rows], age)
-            if rows and len(rows) == parameters["limit"]:
-                after = Cursor(rows[-1][1], UUID(rows[-1][0]))
-            elif seen == sql.SEEN_AT_ONCE:
-                after = Cursor(last[0], UUID(last[1]))
-            else:
-                break
-        return forgotten
+        parameters: dict[str, object] = {**age, "limit": limit}
+        if after is not None:
+            parameters |= {"after_created_at": after.created_at, "after_id": str(after.id)}
+        (seen, last), *rows = await self._read(sql.FORGETTABLE if after is None else sql.FORGETTABLE_AFTER, parameters)
+        forgotten = await self._delete([UUID(saga_id) for saga_id, _ in rows], age)
+        if len(rows) == limit:
+            return forgotten, Cursor(rows[-1][1], UUID(rows[-1][0]))
+        return forgotten, Cursor(last[0], UUID(last[1])) if seen == sql.SEEN_AT_ONCE else None
 
     async def _fetch_lag(self, terms: Terms) -> timedelta:
         """Return for how long the first saga that should be gone has been so, of those that the last walk hadn't met.

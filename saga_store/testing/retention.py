@@ -261,6 +261,12 @@ class _LastingUnits(UnitPerCall):
         [saga_id] = await self._together(1)
         return saga_id
 
+    async def forget_all_stubs(self, *, older_than: timedelta, at_once: int = 1000) -> AsyncIterator[int]:
+        async with self._unit() as storage:
+            whole = cast("RetentiveStorage", storage)
+            async for gone in whole.forget_all_stubs(older_than=older_than, at_once=at_once):
+                yield gone
+
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[RetentionSnapshot]:
         async with self._ledger() as storage, cast("RetentiveStorage", storage).snapshot() as snapshot:
@@ -619,6 +625,18 @@ class RetentionContract(_RetentiveContract):
             row, history = await stored(storage, record.id)
             assert [entry.step_name for entry in history] == ["pay", "pay"]
             assert (row.created_at, row.updated_at, row.version) == (kept.created_at, kept.updated_at, kept.version)
+
+    async def test_all_are_forgotten_in_one_walk(self, storage: RetentiveStorage) -> None:
+        """In batches, none bigger than was asked for; what isn't old enough stays."""
+        ids = [await finished(storage, f"order-{uuid4()}") for _ in range(5)]
+        for saga_id in ids:
+            await let_go(storage, saga_id)
+        assert sum([gone async for gone in storage.forget_all_stubs(older_than=_NEVER)]) == 0
+        assert [await storage.find_stub(saga_id) is None for saga_id in ids] == [False] * 5
+        batches = [gone async for gone in storage.forget_all_stubs(older_than=timedelta(0), at_once=2)]
+        assert max(batches) == 2
+        assert sum(batches) >= 5
+        assert [await storage.find_stub(saga_id) is None for saga_id in ids] == [True] * 5
 
     async def test_the_ledger(self, storage: RetentiveStorage) -> None:
         """A line says who archived what and where, and how far it has come; each step may be done twice."""
