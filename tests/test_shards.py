@@ -268,6 +268,56 @@ class TestRecording:
         await fill(ShardedSagaStorage([flaky, MemorySagaStorage(database)]))
 
 
+class TestLooking:
+    """A storage for views (``records=False``), which leaves new shards as they are."""
+
+    @staticmethod
+    def looking(*shards: MemorySagaStorage) -> ShardedSagaStorage:
+        return ShardedSagaStorage(shards, records=False)
+
+    async def test_new_shards_are_looked_at_and_not_recorded(self) -> None:
+        """Also while one is down; whoever writes first decides how many they are, and the view goes on."""
+        shards = [Flaky(MemoryDatabase()) for _ in range(3)]
+        view = self.looking(*shards)
+        shards[2].is_down = True
+        assert (await view.find_sagas()).missing == (2,)
+        assert list(view.unreachable) == [2]
+        shards[2].is_down = False
+        assert await self.looking(*shards[:2]).count_sagas() == 0
+        await fill(ShardedSagaStorage(shards), 1)
+        assert len((await view.find_sagas()).sagas) == 3
+        assert view.unreachable == {}
+        shards[2].is_down = True
+        assert (await view.find_sagas()).missing == (2,)
+        shards[2].is_down = False
+        assert await view.reach() == {}
+
+    async def test_what_never_was_a_shard_is_refused(self) -> None:
+        """And so are other shards than they were."""
+        databases = [MemoryDatabase() for _ in range(3)]
+        await MemorySagaStorage(databases[1]).create_saga(uuid4(), "order", {})
+        with pytest.raises(ShardingError, match="storage 1 has sagas, and was never a shard"):
+            await self.looking(*map(MemorySagaStorage, databases)).find_sagas()
+        databases = [MemoryDatabase() for _ in range(3)]
+        await fill(twins(*databases), 1)
+        with pytest.raises(ShardingError, match="another order"):
+            await self.looking(*map(MemorySagaStorage, reversed(databases))).reach()
+
+    async def test_a_whole_id_asks_its_own_shard(self) -> None:
+        """It is found, or the shard's error is raised, whatever the others do; first digits ask all."""
+        shards = [Flaky(MemoryDatabase()) for _ in range(3)]
+        storage = ShardedSagaStorage(shards)
+        ids = await fill(storage, 1)
+        shards[1].is_down = True
+        [here], [there] = ids[0], ids[1]
+        page = await storage.find_sagas(SagaQuery(id_prefix=str(here)))
+        assert ([saga.id for saga in page.sagas], page.missing) == ([here], ())
+        with pytest.raises(StorageUnavailableError):
+            await storage.find_sagas(SagaQuery(id_prefix=there.hex))
+        page = await storage.find_sagas(SagaQuery(id_prefix=there.hex[:8]))
+        assert page.missing == (1,)
+
+
 class TestOutage:
     """One of three shards is down."""
 

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -42,6 +43,12 @@ SCREENS = {
     "hostile list": "saga list --created-after 2026-11-26T02:03:30 --created-before 2026-11-26T02:04:30",
     "hostile stuck": "saga stuck --created-after 2026-11-26T02:03:30 --created-before 2026-11-26T02:04:30",
     "hostile show": "saga show 883111b8 --context",
+    # The first of two shards; nobody listens where the other one should be.
+    "list without a shard": "saga list --limit 3 --shards tests/without_a_shard.toml",
+    "stuck without a shard": "saga stuck --shards tests/without_a_shard.toml",
+    "show without a shard": "saga show 5e8ff674 --shards tests/without_a_shard.toml",
+    "retry without a shard": "saga retry --condition exhausted --reason x --dry-run "
+    "--shards tests/without_a_shard.toml",
 }
 # Ours are line ends and what gives colours; all else of theirs is written out.
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -53,6 +60,9 @@ def troubled(databases: Databases, template: Database) -> Iterator[Database]:
         with psycopg.connect(database.url(), autocommit=True) as admin:
             make_troubled_sagas(admin)
             make_hostile_saga(admin)
+            admin.execute(
+                "INSERT INTO public.saga_shard (cluster, shard, shards, hash) VALUES (%s, 0, 2, 'crc32')", [UUID(int=1)]
+            )
         yield database
 
 

@@ -54,9 +54,10 @@ class Opened:
         if isinstance(exc, SchemaError):
             return ToldError(f"{exc}. `saga-store check --shards {self.shards.given}` tells of each shard")
         missing = missing_of(self.storage)
-        if len(missing) < len(self.places):
-            return exc
-        return ToldError(f"none of {len(missing)} shards can be reached; {reason_of(missing[0])}")
+        said = reason_of(exc)
+        if len(missing) == len(self.places):
+            said = f"none of {len(missing)} shards can be reached; {reason_of(missing[0])}"
+        return ToldError(f"nothing was written: {said}" if writes else said, exc.sqlstate)
 
 
 @asynccontextmanager
