@@ -15,7 +15,7 @@ from cqrs.saga.storage.protocol import SagaStorageRun
 from saga_store.cqrs.lease import UnderLease
 from saga_store.errors import SagaAlreadyExistsError, SagaArchivedError, SagaConcurrencyError, SagaNotFoundError
 from saga_store.interface import ICheckpointStorage
-from saga_store.model import Context, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
+from saga_store.model import Context, SagaStatus, SagaStepStatus, StepAction
 from saga_store.run import SagaRun
 from saga_store.validation import is_plain
 
@@ -115,7 +115,7 @@ class EngineCalls(abc.ABC):
                 saga_id=entry.saga_id,
                 step_name=entry.step_name,
                 action=entry.action,
-                status=_engine_status(entry),
+                status=CqrsStepStatus[entry.status.name],
                 timestamp=entry.created_at,
                 details=entry.details,
             )
@@ -133,12 +133,6 @@ class RunCalls(EngineCalls, SagaStorageRun):
         run = await self._of(saga_id)
         status, context = await run.load_saga_state(saga_id)
         return status, context, run.version or 1
-
-
-def _engine_status(entry: SagaLogEntry) -> CqrsStepStatus:
-    """Return the status as the engine knows it: of a step that is undone, which it looks for as COMPLETED."""
-    is_undone = entry.action == "compensate" and entry.status is SagaStepStatus.COMPENSATED
-    return CqrsStepStatus.COMPLETED if is_undone else CqrsStepStatus[entry.status.name]
 
 
 def our_status(status: CqrsStatus) -> SagaStatus:
