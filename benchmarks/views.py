@@ -2,7 +2,7 @@
 
 A view has to cost the same however many sagas have finished. So as many are unfinished, and have failed lately, in a
 small database as in a big one, and pages are compared. What is printed besides: views that look at all of a day, whose
-cost goes by that; the README's SQL; and the big database once more, with an outage in it.
+cost goes by that; the SQL of docs/how-to/psql.md; and the big database once more, with an outage in it.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from saga_store.web import pages
 from saga_store.web.asked import Asked
 from saga_store.web.contexts import Redaction
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "psql.md"
 UNFINISHED, FAILED, OUTAGE = 1_000, 6_000, 60_000
 MOST_TIMES = 1.5
 
@@ -179,7 +179,7 @@ def _scans(node: dict[str, Any]) -> Iterator[bool]:
 
 
 def costs(url: str) -> Costs:
-    """Return what each view costs, and each query of the README."""
+    """Return what each view costs, and each query of that page."""
     found: Costs = {}
     # Parameters are written into the text: what is planned is what is asked.
     with psycopg.connect(url, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
@@ -190,13 +190,13 @@ def costs(url: str) -> Costs:
                 cost = cost_of(connection, statement.spelled(None).named, parameters)
                 found[name] = found[name] + cost if name in found else cost
         for title, query in readme_queries():
-            found[f"README: {title}"] = cost_of(connection, query)
+            found[f"By SQL: {title}"] = cost_of(connection, query)
     return found
 
 
 def readme_queries() -> Iterator[tuple[str, str]]:
-    """Yield the queries of sagas that the README shows, with the first words of what stands above each."""
-    for above, query in re.findall(r"\n\n([^\n]+)(?:\n[^\n]+)*\n\n```sql\n(.*?)```", README.read_text(), re.DOTALL):
+    """Yield the queries of sagas that the page shows, with the first words of what stands above each."""
+    for above, query in re.findall(r"\n\n([^\n]+)(?:\n[^\n]+)*\n\n```sql\n(.*?)```", PAGE.read_text(), re.DOTALL):
         if "FROM saga_" in query:
             yield re.split("[,:]", above)[0], query.strip().rstrip(";")
 

@@ -172,7 +172,7 @@ def test_bench(tmp_path: Path) -> None:
 
 class TestViews:
     def test_every_view_is_measured(self, empty_database: "Database") -> None:
-        """It fills the tables, explains what each view sends and what the README shows, and prints a line for each."""
+        """It fills the tables, explains what each view sends and what docs/how-to/psql.md shows, and prints a line for each."""
         url = empty_database.url()
         views.fill(url, 300)
         few = views.costs(url)
@@ -180,7 +180,7 @@ class TestViews:
         broken = views.costs(url)
         table = views.render(few, few, broken, (300, 300, 50)).splitlines()
         assert [*few][: len(views.CONSTANT)] == [*views.CONSTANT]
-        assert len([name for name in few if name.startswith("README: ")]) == 2
+        assert len([name for name in few if name.startswith("By SQL: ")]) == 2
         assert len(table) == 3 + len(few)
         assert all(cost.pages > 0 for cost in few.values())
         with psycopg.connect(url) as connection:
