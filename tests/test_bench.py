@@ -180,7 +180,7 @@ class TestViews:
         broken = views.costs(url)
         table = views.render(few, few, broken, (300, 300, 50)).splitlines()
         assert [*few][: len(views.CONSTANT)] == [*views.CONSTANT]
-        assert len([name for name in few if name.startswith("By SQL: ")]) == 2
+        assert len([name for name in few if name.startswith("By SQL: ")]) == 4
         assert len(table) == 3 + len(few)
         assert all(cost.pages > 0 for cost in few.values())
         with psycopg.connect(url) as connection:
