@@ -172,7 +172,7 @@ def test_bench(tmp_path: Path) -> None:
 
 class TestViews:
     def test_every_view_is_measured(self, empty_database: "Database") -> None:
-        """It fills the tables, explains what each view sends and what docs/how-to/psql.md shows, and prints a line for each."""
+        """It fills the tables, explains what each view sends and each query by SQL, and prints a line for each."""
         url = empty_database.url()
         views.fill(url, 300)
         few = views.costs(url)
