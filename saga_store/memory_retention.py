@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from saga_store.errors import ArchiverBusyError
-from saga_store.inspection import Cursor, read_cursor
+from saga_store.inspection import Cursor
 from saga_store.memory_database import MemoryDatabase, MemorySession, Row
 from saga_store.model import UNFINISHED, SagaLogEntry
 from saga_store.retention_model import (
@@ -101,7 +101,7 @@ class MemoryKeepingStorage(SagaStorage):
         if after is not None:
             found = [archive for archive in found if _begun(archive) < _key(after)]
         page = found[:limit]
-        return ArchivePage(page, _cursor(page[-1].begun_at, page[-1].id) if len(found) > limit else None)
+        return ArchivePage(page, str(_cursor(page[-1].begun_at, page[-1].id)) if len(found) > limit else None)
 
     async def _fetch_stub(self, saga_id: UUID) -> SagaStub | None:
         row = self._view()._row(saga_id)
@@ -165,7 +165,7 @@ class MemoryKeepingStorage(SagaStorage):
         for row in gone:
             del database._rows[row.id]
         goes_on = len(stubs) > limit
-        return len(gone), read_cursor(_cursor(gone[-1].created_at, gone[-1].id)) if goes_on else None
+        return len(gone), _cursor(gone[-1].created_at, gone[-1].id) if goes_on else None
 
     async def _fetch_lag(self, terms: Terms) -> timedelta:
         async with self._snapshot() as snapshot:
@@ -204,7 +204,7 @@ class _Snapshot(CheckedSnapshot):
     async def _find(self, terms: Terms, after: Cursor | None, limit: int) -> ExpiredPage:
         found = [saga for saga in self.expired(terms) if after is None or (saga.created_at, saga.mark.id) > _key(after)]
         page = found[:limit]
-        return ExpiredPage(page, _cursor(page[-1].created_at, page[-1].mark.id) if len(page) == limit else None)
+        return ExpiredPage(page, str(_cursor(page[-1].created_at, page[-1].mark.id)) if len(page) == limit else None)
 
     async def read(self, sagas: Sequence[ExpiredSaga]) -> AsyncIterator[SagaReading]:
         for saga in sagas:
@@ -296,8 +296,8 @@ def _begun(archive: SagaArchive) -> tuple[datetime, UUID]:
     return archive.begun_at, archive.id
 
 
-def _cursor(moment: datetime, key: UUID) -> str:
-    return str(Cursor(moment.astimezone(UTC).replace(tzinfo=None).isoformat(), key))
+def _cursor(moment: datetime, key: UUID) -> Cursor:
+    return Cursor(moment.astimezone(UTC).replace(tzinfo=None).isoformat(), key)
 
 
 def _key(cursor: Cursor) -> tuple[datetime, UUID]:

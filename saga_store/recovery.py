@@ -71,9 +71,9 @@ class _Attempt:
 
     def lose_elsewhere(self) -> bool:
         """Have it end in its own loop, which may be another thread's; whether it is still at work."""
-        if self.task is None or self.task.done():
+        if self.task is None or not self.is_at_work:
             return False
-        with suppress(RuntimeError):  # the loop is closed
+        with suppress(RuntimeError):  # the loop was closed just now
             self.task.get_loop().call_soon_threadsafe(self.lose)
             return True
         return False

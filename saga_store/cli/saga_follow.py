@@ -16,9 +16,9 @@ from saga_store.cli.saga_story import attempts_of, look, story, telling_of
 from saga_store.cli.sagas_shown import CONDITION_KINDS, change, moment, plain
 from saga_store.errors import SagaNotFoundError, StorageUnavailableError
 from saga_store.inspection import HISTORY_SEEN, RecentHistory, SagaCondition, SagaPage, SagaSummary
+from saga_store.sqlalchemy.failures import PERMISSION_DENIED
 from saga_store.storage import SagaStorage
 
-_PERMISSION_DENIED = "42501"
 _SHORTEST_PAUSE = 0.1
 
 
@@ -64,7 +64,7 @@ class _Follower:
             page = await self._storage.find_sagas(self._query, limit=1)
             history = await self._storage.get_recent_history(self._saga.id, after=self._last_id())
         except StorageUnavailableError as exc:
-            if exc.sqlstate == _PERMISSION_DENIED:
+            if exc.sqlstate == PERMISSION_DENIED:
                 raise
             if not self._is_away:
                 warn(f"the database doesn't answer, so this goes on as soon as it does: {exc.reason}")

@@ -24,6 +24,7 @@ from saga_store.errors import (
 from saga_store.sqlalchemy.binds import Target, Transaction
 from saga_store.sqlalchemy.failures import (
     FEATURE_NOT_SUPPORTED,
+    PERMISSION_DENIED,
     READ_ONLY,
     cannot_connect_now,
     is_drivers,
@@ -43,7 +44,6 @@ _T = TypeVar("_T")
 
 # PostgreSQL's codes: a table, column or schema isn't there.
 _SCHEMA_CODES = {"42P01", "42703", "3F000"}
-_PERMISSION_DENIED = "42501"
 # The statement was rolled back, and may well succeed next time: a serialization failure, a deadlock, and a standby,
 # which may be about to become the primary, or whose name to mean another server.
 _PASSING = {"40001", "40P01", READ_ONLY}
@@ -328,7 +328,7 @@ async def _refusal(exc: Exception, attempt: Attempt) -> SagaStoreError:
         return SchemaError(await _read_revision(attempt.engine, attempt.schema), NEEDED_REVISION, schema=attempt.schema)
     if is_unsendable(exc):
         return InvalidSagaDataError("the input", f"can't be stored: {reason(exc)}")
-    if code == _PERMISSION_DENIED:
+    if code == PERMISSION_DENIED:
         return StorageUnavailableError(
             f"{reason(exc)}: the connection's role lacks a privilege; who only reads needs GRANT USAGE ON SCHEMA and "
             "GRANT SELECT ON saga_executions, saga_logs, and who writes all that `saga-store grants ROLE` prints",

@@ -7,6 +7,7 @@ from saga_store.sqlalchemy.pooler import ADVICE
 READ_ONLY = "25006"
 LOCK_NOT_AVAILABLE = "55P03"
 CANCELED = "57014"
+PERMISSION_DENIED = "42501"
 # Among others: the plan of a prepared statement doesn't fit any more, since a migration has changed a column.
 FEATURE_NOT_SUPPORTED = "0A000"
 DATA_CLASS = "22"
