@@ -144,7 +144,8 @@ def in_turn(
                 warn(name)
             own = _given_for(given, shard, time.monotonic() - began, len(shards.places) - number)
             own_console = _ShardConsole(f"-- {name}" if is_script else f"{name}:", as_json=given.json)
-            with _knowing_the_others():
+            # That there are tables in other schemas is as it has to be.
+            with leaving_out("saga_store.migrations", "elsewhere"):
                 code = carry_out(run, own, own_console)
             codes.append(next(known for known in Exit if known == code))
             told.append({"shard": number, "schema": shard.schema, "exit_code": codes[-1].value, **own_console.facts})
@@ -160,18 +161,18 @@ def in_turn(
 
 
 @contextmanager
-def _knowing_the_others() -> Iterator[None]:
-    """Leave out of the log that there are tables in other schemas, for so it has to be."""
-    logger = logging.getLogger("saga_store.migrations")
+def leaving_out(logger_name: str, mark: str) -> Iterator[None]:
+    """Leave out of a log the records that have this attribute."""
+    logger = logging.getLogger(logger_name)
 
-    def is_of_this_one(record: logging.LogRecord) -> bool:
-        return not hasattr(record, "elsewhere")
+    def is_unmarked(record: logging.LogRecord) -> bool:
+        return not hasattr(record, mark)
 
-    logger.addFilter(is_of_this_one)
+    logger.addFilter(is_unmarked)
     try:
         yield
     finally:
-        logger.removeFilter(is_of_this_one)
+        logger.removeFilter(is_unmarked)
 
 
 def _given_for(given: argparse.Namespace, shard: Shard, seconds: float, left: int) -> argparse.Namespace:

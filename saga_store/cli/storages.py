@@ -1,9 +1,8 @@
 """The storage that a verb works on: that of one database, or one that is made of all shards."""
 
 import argparse
-import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -11,17 +10,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from saga_store.cli.migrate import given_url
 from saga_store.cli.privileges import lacking
-from saga_store.cli.shards import Shards
+from saga_store.cli.shards import Shards, leaving_out
 from saga_store.errors import SagaStoreError, SchemaError, StorageUnavailableError
+from saga_store.retention.over_shards import first_line
 from saga_store.schema.connections import engine_at, opened
 from saga_store.schema.settings import MigrationError
 from saga_store.schema.urls import Address
 from saga_store.sharding import ShardedSagaStorage
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.sqlalchemy.failures import PERMISSION_DENIED
 from saga_store.sqlalchemy.repository import RETRY_FOR
 from saga_store.storage import SagaStorage
 
-_PERMISSION_DENIED = "42501"
 # A server that doesn't even refuse mustn't keep all others waiting; a URL may say something else.
 _CONNECT_SECONDS = "10"
 
@@ -44,11 +44,11 @@ class Opened:
     async def explained(self, exc: StorageUnavailableError | SchemaError, *, writes: bool) -> Exception:
         """Return what to say: if a privilege is lacking, which GRANT would give it."""
         # Without USAGE on their schema the tables look as if they weren't there.
-        if isinstance(exc, SchemaError) or exc.sqlstate == _PERMISSION_DENIED:
+        if isinstance(exc, SchemaError) or exc.sqlstate == PERMISSION_DENIED:
             for index, (engine, schema) in enumerate(self.places):
                 if said := await lacking(engine, schema, writes=writes):
                     where = f"{self.shards.name(index)}: " if self.shards else ""
-                    return ToldError(where + said, _PERMISSION_DENIED)
+                    return ToldError(where + said, PERMISSION_DENIED)
         if self.shards is None:
             return exc
         if isinstance(exc, SchemaError):
@@ -100,9 +100,8 @@ def missing_of(storage: object) -> dict[int, SagaStoreError]:
 
 
 def reason_of(exc: SagaStoreError) -> str:
-    """Return why in one line, to which more may be added: the first, for libpq advises as well."""
-    said = exc.reason if isinstance(exc, StorageUnavailableError) else str(exc)
-    return said.partition("\n")[0].rstrip(".?! ")
+    """Return why in one line, to which more may be added."""
+    return first_line(exc).rstrip(".?! ")
 
 
 def _engine(url: str, where: str, *, pools: bool) -> AsyncEngine:
@@ -114,16 +113,6 @@ def _engine(url: str, where: str, *, pools: bool) -> AsyncEngine:
         raise MigrationError(f"{where}: {exc}") from None
 
 
-@contextmanager
-def saying_once() -> Iterator[None]:
+def saying_once() -> AbstractContextManager[None]:
     """Leave out of the log what a verb says of shards by itself."""
-    logger = logging.getLogger("saga_store")
-    logger.addFilter(_is_of_no_shard)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_of_no_shard)
-
-
-def _is_of_no_shard(record: logging.LogRecord) -> bool:
-    return not hasattr(record, "shard")
+    return leaving_out("saga_store", "shard")

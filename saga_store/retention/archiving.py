@@ -181,7 +181,7 @@ async def archive(  # noqa: PLR0913 - what, where to, and when to stop; all with
         return done
     run = _Run(
         as_storage(storage),
-        target if isinstance(target, Target) else Target(target),
+        Target.of(target),
         policy,
         _Limits(
             _positive("max_sagas", max_sagas),

@@ -23,7 +23,7 @@ Part: TypeAlias = SagaHead | str | Sequence[SagaLogEntry] | None
 _IN_MEMORY = 16 * 2**20
 _COPIED = 2**20
 # Beyond it no tool would read a line, and this one wouldn't have the memory.
-_LONGEST_LINE = 2**31
+LONGEST_LINE = 2**31
 
 
 class _Compressor(Protocol):
@@ -160,7 +160,7 @@ def read_one(  # noqa: PLR0913 - which of them, and within which limits
     uri: str,
     gets_on: Callable[[], None],
     *,
-    most_bytes: int = _LONGEST_LINE,
+    most_bytes: int = LONGEST_LINE,
 ) -> Found:
     """Return one saga of an object, without parsing the others; all of the object is what was written.
 
@@ -214,7 +214,7 @@ def _too_short(raw: "_Hashing", manifest: Manifest, uri: str) -> ArchiveDamagedE
 
 
 def _next(stream: io.BufferedIOBase, raw: "_Hashing", manifest: Manifest, uri: str) -> Found | None:
-    line = stream.readline(_LONGEST_LINE)
+    line = stream.readline(LONGEST_LINE)
     if not line:
         return None
     raw.lines += 1

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from saga_store.errors import InvalidSagaDataError, SagaStoreError
+from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError
 from saga_store.interface import IRetentionStorage
 from saga_store.sharding import ShardedSagaStorage
 
@@ -19,6 +19,12 @@ _LEAST_SECONDS = 0.001
 def share_of(seconds: float | None, shards: int) -> float | None:
     """Return for how long the first of so many shards may take, so that none waits for ever for its turn."""
     return None if seconds is None else max(seconds / shards, _LEAST_SECONDS)
+
+
+def first_line(exc: SagaStoreError) -> str:
+    """Return why a shard failed: the first line, for drivers advise as well."""
+    said = exc.reason if isinstance(exc, StorageUnavailableError) else str(exc)
+    return said.partition("\n")[0]
 
 
 async def each_shard(

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
-from saga_store.errors import SagaStoreError, StorageUnavailableError
 from saga_store.interface import IRetentionStorage
 from saga_store.retention.errors import ArchiveDamagedError, TargetError
-from saga_store.retention.files import Found, read_object, read_one
+from saga_store.retention.files import LONGEST_LINE, Found, read_object, read_one
 from saga_store.retention.manifest import MANIFEST, Manifest, compression_of, decode_manifest, manifest_path
-from saga_store.retention.over_shards import each_shard
-from saga_store.retention.target import MARKER, Target
+from saga_store.retention.over_shards import each_shard, first_line
+from saga_store.retention.target import MARKER, Call, Target
 from saga_store.retention_model import ArchiveState, SagaArchive, SagaMark
 from saga_store.sharding import ShardedSagaStorage
 
@@ -76,7 +75,7 @@ async def verify(archive: Place, storage: object = None) -> VerifyReport:
         ledgers, failed = await each_shard(storage, lambda shard, _: _ledger(shard, found.target), None)
         ledger = {path: row for each in ledgers for path, row in each.items()}
         report.unread.extend(
-            f"the ledger of shard {place} can't be read: {_line_of(exc)}" for place, exc in sorted(failed.items())
+            f"the ledger of shard {place} can't be read: {first_line(exc)}" for place, exc in sorted(failed.items())
         )
     elif storage is not None:
         ledger = await _ledger(as_storage(storage), found.target)
@@ -228,15 +227,16 @@ async def _checked(target: Target, path: str, row: SagaArchive | None) -> Archiv
     return seen
 
 
+def pick_here(
+    target: Target, manifest: Manifest, saga_id: UUID, call: Call, *, most_bytes: int = LONGEST_LINE
+) -> Found:
+    """Return one saga of an archive, in this thread; raises as ``read_one`` does, and what the file system raises."""
+    with target.open_here(manifest.path) as file:
+        return read_one(file, manifest, saga_id, target.uri(manifest.path), call.gets_on, most_bytes=most_bytes)
+
+
 async def _pick(target: Target, manifest: Manifest, saga_id: UUID) -> Found:
-    file = await target.open(manifest.path)
-    uri = target.uri(manifest.path)
-    try:
-        return await target.run(
-            f"reading {manifest.path}", lambda call: read_one(file, manifest, saga_id, uri, call.gets_on)
-        )
-    finally:
-        file.close()
+    return await target.run(f"reading {manifest.path}", lambda call: pick_here(target, manifest, saga_id, call))
 
 
 async def _ledger(storage: IRetentionStorage, target: Target) -> dict[str, SagaArchive]:
@@ -254,11 +254,6 @@ async def _ledger(storage: IRetentionStorage, target: Target) -> dict[str, SagaA
         if page.after is None:
             return rows
         after = page.after
-
-
-def _line_of(exc: SagaStoreError) -> str:
-    said = exc.reason if isinstance(exc, StorageUnavailableError) else str(exc)
-    return said.partition("\n")[0]
 
 
 def located(uri: str) -> tuple[Target, str]:

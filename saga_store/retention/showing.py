@@ -20,9 +20,9 @@ from saga_store.inspection import (
 )
 from saga_store.interface import IRetentionStorage
 from saga_store.retention.errors import ArchiveError, TargetError
-from saga_store.retention.files import Found, read_one
+from saga_store.retention.files import Found
 from saga_store.retention.manifest import manifest_path
-from saga_store.retention.reading import Place, located, manifest_of
+from saga_store.retention.reading import Place, located, manifest_of, pick_here
 from saga_store.retention.target import Call, Target
 from saga_store.retention.threads import in_thread
 from saga_store.retention_model import SagaArchive
@@ -164,15 +164,7 @@ class ArchiveReader:
             name = manifest_path(path)
             manifest = manifest_of(target.read_here(name, call, most=self._most_bytes), target, name, row)
             call.gets_on()
-            with target.open_here(manifest.path) as file:
-                return read_one(
-                    file,
-                    manifest,
-                    saga_id,
-                    target.uri(manifest.path),
-                    call.gets_on,
-                    most_bytes=self._most_bytes,
-                )
+            return pick_here(target, manifest, saga_id, call, most_bytes=self._most_bytes)
 
         return target.translated(f"reading {path}", read)
 
