@@ -33,6 +33,11 @@ _SHORTEST_CUT = timedelta(seconds=1)
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 
+def shards(places: Sequence[int]) -> str:
+    """Name shards by their places, such as ``shard 1`` or ``shards 0, 2``."""
+    return f"{'shard' if len(places) == 1 else 'shards'} {', '.join(map(str, places))}"
+
+
 # Time. ---------------------------------------------------------------------------------------------------------------
 
 

@@ -115,10 +115,7 @@ def notes(found: SagaPage, zone: tzinfo | None) -> list[Line | Verbatim]:
 def without(shards: Iterable[int]) -> list[Line]:
     """Return a line on what isn't in a view, if something isn't."""
     missing = sorted(shards)
-    if not missing:
-        return []
-    which = f"shard {missing[0]}" if len(missing) == 1 else f"shards {', '.join(map(str, missing))}"
-    return [line(cell(f"without {which}, which can't be reached", "bad"))]
+    return [line(cell(f"without {telling.shards(missing)}, which can't be reached", "bad"))] if missing else []
 
 
 def _more(after: str | None) -> list[Verbatim]:

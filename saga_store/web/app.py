@@ -25,6 +25,7 @@ from saga_store.errors import (
 from saga_store.interface import IInspectionStorage
 from saga_store.retention.showing import ArchiveReader, Places
 from saga_store.sharding import ShardedSagaStorage
+from saga_store.telling import shards
 from saga_store.web import pages
 from saga_store.web.asked import Asked
 from saga_store.web.contexts import Redact, Redaction
@@ -319,8 +320,10 @@ def _refusal(exc: Exception) -> _Refusal:
         case pages.UnknownIdError():
             refusal = _Refusal(HTTPStatus.NOT_FOUND, f"No saga has an id that begins by {exc.args[0]:.60}.")
         case pages.MissingShardsError():
-            which = f"{'shard' if len(exc.missing) == 1 else 'shards'} {', '.join(map(str, exc.missing))}"
-            said = f"No saga that can be seen has an id that begins by {exc.prefix:.60}; {which} can't be asked now."
+            said = (
+                f"No saga that can be seen has an id that begins by {exc.prefix:.60}; {shards(exc.missing)} can't be "
+                "asked now."
+            )
             refusal = _Refusal(HTTPStatus.SERVICE_UNAVAILABLE, said, _SOON)
         case SagaArchivedError():
             refusal = _Refusal(HTTPStatus.NOT_FOUND, f"{exc}.")

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from saga_store.inspection import visible
-from saga_store.telling import duration, headline, instant, outcome
+from saga_store.telling import duration, headline, instant, outcome, shards
 
 STYLE = files("saga_store.web").joinpath("static/style.css").read_text(encoding="utf-8")
 VERSION = hashlib.sha256(STYLE.encode()).hexdigest()[:12]
@@ -54,6 +54,7 @@ _ENVIRONMENT = Environment(
 _ENVIRONMENT.filters |= {
     "duration": duration,
     "headline": headline,
+    "shards": shards,
     "outcome": outcome,
     "lines": _lines,
     "seen": visible,
