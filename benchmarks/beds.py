@@ -61,10 +61,15 @@ class Bed:
             connection.execute(self.tables.vacuum)
 
 
-def make_beds(server: Server, rows: tuple[Row, ...]) -> dict[str, Bed]:
+def make_template(server: Server) -> None:
+    """Make the database that beds with our tables are copies of."""
     config = Config(str(ALEMBIC_INI))
     config.attributes["url"] = server.create(MIGRATED)
     command.upgrade(config, "head")
+
+
+def make_beds(server: Server, rows: tuple[Row, ...]) -> dict[str, Bed]:
+    make_template(server)
     return {row.key: _make_bed(server, row) for row in rows}
 
 

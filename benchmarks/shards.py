@@ -20,11 +20,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
-from alembic import command
-from alembic.config import Config
 
 from benchmarks.__main__ import FOLDER, say
-from benchmarks.beds import ALEMBIC_INI, MIGRATED, OF_SAGAS
+from benchmarks.beds import MIGRATED, OF_SAGAS, make_template
 from benchmarks.machine import libraries, load, machine
 from benchmarks.ours import WORDS, engine_on
 from benchmarks.report import markdown
@@ -251,9 +249,7 @@ def main() -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(serve(folder)) for _ in range(max(layout.servers for layout in LAYOUTS))]
         for server in servers:
-            config = Config(str(ALEMBIC_INI))
-            config.attributes["url"] = server.create(MIGRATED)
-            command.upgrade(config, "head")
+            make_template(server)
         say("what routing costs")
         costs = asyncio.run(routing_costs(servers[0].create("bench_routing", template=MIGRATED), plan))
         speeds = measure_layouts(servers, plan, say)

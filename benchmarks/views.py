@@ -189,12 +189,12 @@ def costs(url: str) -> Costs:
                     continue
                 cost = cost_of(connection, statement.spelled(None).named, parameters)
                 found[name] = found[name] + cost if name in found else cost
-        for title, query in readme_queries():
+        for title, query in queries_by_sql():
             found[f"By SQL: {title}"] = cost_of(connection, query)
     return found
 
 
-def readme_queries() -> Iterator[tuple[str, str]]:
+def queries_by_sql() -> Iterator[tuple[str, str]]:
     """Yield the queries of sagas that the page shows, with the first words of what stands above each."""
     for above, query in re.findall(r"\n\n([^\n]+)(?:\n[^\n]+)*\n\n```sql\n(.*?)```", PAGE.read_text(), re.DOTALL):
         if "FROM saga_" in query:
