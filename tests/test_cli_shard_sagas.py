@@ -1,10 +1,7 @@
 """The verbs of ``saga`` over all shards: one view of all, and what is said and done if one of them is down."""
 
 import itertools
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
 from uuid import UUID
 
 import psycopg
@@ -15,17 +12,16 @@ from saga_store.cli import main
 from saga_store.cli.exits import Exit
 from saga_store.sharding import ShardedSagaStorage
 from tests.shard_schemas import ALL, SECRET, Shards, ids_of
+from tests.verbs import Command, facts
 
 STARTED = LogStep("pay", "act", SagaStepStatus.STARTED)
 WHY = ("--reason", "ticket 7", "--by", "alice")
 DOWN = 1
 IDS = {shard: ids_of(shard, 3) for shard in range(3)}
 
-Saga: TypeAlias = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def saga(shards: Shards, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Saga:
+def saga(shards: Shards, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a verb of ``saga`` on three shards that have three sagas each, all of them in doubt."""
     monkeypatch.setenv("DATABASE_URL", shards.database.url())
 
@@ -46,12 +42,6 @@ def saga(shards: Shards, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     return run
 
 
-def facts(saga: Saga, *line: str, code: Exit = Exit.DONE) -> Any:  # noqa: ANN401 - JSON
-    found, out, err = saga(*line, "--json")
-    assert found == code, out + err
-    return json.loads(out)
-
-
 def statuses(shards: Shards) -> list[list[str]]:
     """Return what the sagas of each shard are, in the order of their ids."""
     with psycopg.connect(shards.database.url()) as connection:
@@ -62,7 +52,7 @@ def statuses(shards: Shards) -> list[list[str]]:
 
 
 class TestViews:
-    def test_a_list_is_of_all_shards(self, saga: Saga) -> None:
+    def test_a_list_is_of_all_shards(self, saga: Command) -> None:
         """Page by page each saga comes once, under one cursor."""
         found: list[str] = []
         after: list[str] = []
@@ -75,12 +65,12 @@ class TestViews:
             after = ["--after", page["after"]]
         assert sorted(found) == sorted(str(saga_id) for ids in IDS.values() for saga_id in ids)
 
-    def test_lines_are_of_all_shards(self, saga: Saga) -> None:
+    def test_lines_are_of_all_shards(self, saga: Command) -> None:
         code, out, err = saga("list", *ALL, "--status", "RUNNING", "--ndjson")
         assert (code, err) == (Exit.DONE, "")
         assert len(out.splitlines()) == 9
 
-    def test_stats_are_added_up(self, saga: Saga) -> None:
+    def test_stats_are_added_up(self, saga: Command) -> None:
         """And told of each shard, too."""
         figures = facts(saga, "stats", *ALL)
         assert figures["unfinished"] == [{"name": "order", "condition": "active", "count": 9}]
@@ -90,7 +80,7 @@ class TestViews:
     @pytest.mark.parametrize(
         "line", [("list",), ("stuck", "--stale-after", "0"), ("stats",), ("interventions",)], ids=lambda line: line[0]
     )
-    def test_what_is_missing_is_said(self, saga: Saga, shards: Shards, line: tuple[str, ...]) -> None:
+    def test_what_is_missing_is_said(self, saga: Command, shards: Shards, line: tuple[str, ...]) -> None:
         """In the view, on stderr in one line with the reason, in JSON, and by the exit code."""
         down = shards.without(DOWN)
         code, out, err = saga(*line, *down)
@@ -103,20 +93,20 @@ class TestViews:
         code, _, err = saga(*line, *down, "--ndjson")
         assert (code, err.count("shard 1")) == (Exit.PARTLY, 1)
 
-    def test_what_is_stuck_elsewhere_is_told(self, saga: Saga, shards: Shards) -> None:
+    def test_what_is_stuck_elsewhere_is_told(self, saga: Command, shards: Shards) -> None:
         """The groups are of the shards that answer, and there may be more of each."""
         assert facts(saga, "stuck", "--stale-after", "0", *ALL, code=Exit.ATTENTION)["groups"][0]["count"] == 9
         [group] = facts(saga, "stuck", "--stale-after", "0", *shards.without(DOWN), code=Exit.PARTLY)["groups"]
         assert (group["count"], group["is_partial"]) == (6, True)
 
-    def test_no_shard_answers(self, saga: Saga, shards: Shards) -> None:
+    def test_no_shard_answers(self, saga: Command, shards: Shards) -> None:
         code, out, err = saga("list", *shards.without(0, 1, 2))
         assert (code, out) == (Exit.FAILED, "")
         assert err.startswith("saga-store: none of 3 shards can be reached; shard 0 can't be reached: ")
         assert err.count("\n") == 1
 
     @pytest.mark.parametrize("verb", ["show", "follow"])
-    def test_one_saga(self, saga: Saga, shards: Shards, verb: str) -> None:
+    def test_one_saga(self, saga: Command, shards: Shards, verb: str) -> None:
         """By its whole id it is found if its shard answers, whatever the others do; so are commands to mend it."""
         command = ("show", "--follow") if verb == "follow" else ("show",)
         if verb == "follow":
@@ -130,7 +120,7 @@ class TestViews:
         assert (code, out, err.count("\n")) == (Exit.FAILED, "", 1)
         assert err.startswith("saga-store: shard 1 can't be reached: ")
 
-    def test_one_saga_by_its_first_digits(self, saga: Saga, shards: Shards) -> None:
+    def test_one_saga_by_its_first_digits(self, saga: Command, shards: Shards) -> None:
         """Where a shard is missing there may be another one of these digits, or the one that isn't found."""
         down = shards.without(DOWN)
         assert facts(saga, "show", IDS[0][0].hex[:8], *ALL)["missing"] == []
@@ -142,7 +132,7 @@ class TestViews:
         code, _, err = saga("show", "ffffffff", *ALL)
         assert (code, err) == (Exit.FAILED, "saga-store: id is no saga's: 'ffffffff'\n")
 
-    def test_one_that_was_archived(self, saga: Saga, shards: Shards, tmp_path: Path) -> None:
+    def test_one_that_was_archived(self, saga: Command, shards: Shards, tmp_path: Path) -> None:
         """It is shown from its archive, if its own shard answers."""
         saga("give-up", "--name", "order", *ALL, *WHY, "--yes")
         (tmp_path / "archives").mkdir()
@@ -164,21 +154,21 @@ class TestViews:
 
 
 class TestRefused:
-    def test_other_shards_than_there_are(self, saga: Saga) -> None:
+    def test_other_shards_than_there_are(self, saga: Command) -> None:
         """A number that isn't theirs is refused before anything is read, also where there are no such schemas."""
         for number, message in (("2", "missing is shard 2"), ("4", "the number of shards was chosen once")):
             code, out, err = saga("list", "--shards", number)
             assert (code, out) == (Exit.FAILED, "")
             assert message in err
 
-    def test_a_schema_besides(self, saga: Saga) -> None:
+    def test_a_schema_besides(self, saga: Command) -> None:
         code, _, err = saga("list", *ALL, "--schema", "saga_00")
         assert (code, err) == (
             Exit.USAGE,
             "saga-store: --schema and --shards can't be given together: shards have theirs\n",
         )
 
-    def test_a_url_that_cant_be_used(self, saga: Saga, shards: Shards) -> None:
+    def test_a_url_that_cant_be_used(self, saga: Command, shards: Shards) -> None:
         """The shard is named, and nothing of the URL is shown."""
         path = shards.folder / "bad.toml"
         path.write_text(f'[[shards]]\nschema = "saga_00"\n[[shards]]\nurl = "mysql://me:{SECRET}@one/x"\n')
@@ -186,7 +176,7 @@ class TestRefused:
         assert code == Exit.FAILED
         assert err.startswith("saga-store: shard 1: saga-store needs PostgreSQL")
 
-    def test_a_shard_that_isnt_migrated(self, saga: Saga, shards: Shards) -> None:
+    def test_a_shard_that_isnt_migrated(self, saga: Command, shards: Shards) -> None:
         """It is told which command says more."""
         with psycopg.connect(shards.database.url(), autocommit=True) as connection:
             connection.execute("DROP TABLE saga_01.saga_shard")
@@ -195,7 +185,7 @@ class TestRefused:
         assert "the saga tables in schema 'saga_01' are missing or too old" in err
         assert "`saga-store check --shards 3` tells of each shard" in err
 
-    def test_a_privilege_is_lacking(self, saga: Saga, shards: Shards) -> None:
+    def test_a_privilege_is_lacking(self, saga: Command, shards: Shards) -> None:
         """The shard is named, with the GRANT that its owner has to run."""
         with psycopg.connect(shards.database.url(), autocommit=True) as connection:
             connection.execute("CREATE ROLE looker LOGIN PASSWORD 'x'")
@@ -214,7 +204,7 @@ class TestRefused:
 
 
 class TestInterventions:
-    def test_they_go_to_the_sagas_shard(self, saga: Saga, shards: Shards) -> None:
+    def test_they_go_to_the_sagas_shard(self, saga: Command, shards: Shards) -> None:
         """By an id, whole or not, and by filters; then they are listed."""
         saga("give-up", str(IDS[0][0]), *ALL, *WHY)
         saga("give-up", IDS[1][1].hex[:8], *ALL, *WHY)
@@ -228,7 +218,7 @@ class TestInterventions:
         acts = facts(saga, "interventions", *ALL)["interventions"]
         assert sorted(one["verb"] for one in acts) == ["give_up_saga"] * 2 + ["settle_step"] * 9
 
-    def test_those_of_the_shards_that_answer_are_done(self, saga: Saga, shards: Shards) -> None:
+    def test_those_of_the_shards_that_answer_are_done(self, saga: Command, shards: Shards) -> None:
         """It ends as partly done; the same again, when the shard is back, does the rest."""
         line = ("give-up", "--name", "order", *WHY, "--yes")
         down = shards.without(DOWN)
@@ -243,7 +233,7 @@ class TestInterventions:
         assert facts(saga, *line, *ALL)["counts"] == {"done": 3}
         assert statuses(shards) == [["FAILED"] * 3] * 3
 
-    def test_a_plan_goes_on_past_a_shard_that_is_down(self, saga: Saga, shards: Shards) -> None:
+    def test_a_plan_goes_on_past_a_shard_that_is_down(self, saga: Command, shards: Shards) -> None:
         """Its sagas are told as failed or not tried, those of the others are done; the plan again does the rest."""
         plan = shards.folder / "plan.json"
         _, out, _ = saga("give-up", "--name", "order", *ALL, *WHY, "--dry-run", "--json")
@@ -257,7 +247,7 @@ class TestInterventions:
         assert facts(saga, *line, *ALL, code=Exit.PARTLY)["counts"] == {"done": 3, "changed": 6}
         assert statuses(shards) == [["FAILED"] * 3] * 3
 
-    def test_a_saga_whose_shard_is_down_is_refused(self, saga: Saga, shards: Shards) -> None:
+    def test_a_saga_whose_shard_is_down_is_refused(self, saga: Command, shards: Shards) -> None:
         """And so are first digits, which may be another saga's there; by its whole id one elsewhere is mended."""
         down = shards.without(DOWN)
         code, _, err = saga("give-up", str(IDS[DOWN][0]), *down, *WHY)
@@ -269,7 +259,7 @@ class TestInterventions:
         assert saga("give-up", str(IDS[0][0]), *down, *WHY)[0] == Exit.DONE
         assert statuses(shards) == [["FAILED", "RUNNING", "RUNNING"], ["RUNNING"] * 3, ["RUNNING"] * 3]
 
-    def test_a_hold_goes_there_too(self, saga: Saga, shards: Shards) -> None:
+    def test_a_hold_goes_there_too(self, saga: Command, shards: Shards) -> None:
         kept = str(IDS[2][0])
         assert saga("hold", kept, *ALL, *WHY)[0] == Exit.DONE
         with psycopg.connect(shards.database.url()) as connection:

@@ -77,6 +77,25 @@ class RowCountContract(Contract):
             assert await count_rows() == before, str(bad)
 
 
+class CommittingContract(
+    CheckpointStorageContract,
+    RecoveryStorageContract,
+    HistoryStreamContract,
+    RunContract,
+    StartContract,
+    WaitContract,
+    RunRaceContract,
+    CommitIntoContract,
+    LeaseContract,
+    LeaseRaceContract,
+):
+    """What a storage keeps that commits each call, but for what needs tables of its own."""
+
+
+class KeepingContract(HoldContract, StubContract, RetentionContract, RetentionRaceContract):
+    """What it keeps that lets sagas go."""
+
+
 class MemoryFixtures:
     @pytest.fixture
     def memory(self) -> MemoryDatabase:
@@ -99,23 +118,11 @@ class MemoryFixtures:
 
 class TestMemory(
     MemoryFixtures,
-    CheckpointStorageContract,
-    RecoveryStorageContract,
-    HistoryStreamContract,
-    RunContract,
-    StartContract,
-    WaitContract,
-    RunRaceContract,
-    CommitIntoContract,
-    LeaseContract,
-    LeaseRaceContract,
+    CommittingContract,
     RowCountContract,
     InspectionContract,
     SettlementRaceContract,
-    HoldContract,
-    StubContract,
-    RetentionContract,
-    RetentionRaceContract,
+    KeepingContract,
 ):
     @pytest.fixture
     def unit(self, memory: MemoryDatabase) -> CheckpointUnit:
@@ -205,16 +212,7 @@ def transaction_of(bind: str, engine: AsyncEngine) -> Transactions[ICheckpointSt
 
 class TestPostgreSQL(
     PostgreSQLFixtures,
-    CheckpointStorageContract,
-    RecoveryStorageContract,
-    HistoryStreamContract,
-    RunContract,
-    StartContract,
-    WaitContract,
-    RunRaceContract,
-    CommitIntoContract,
-    LeaseContract,
-    LeaseRaceContract,
+    CommittingContract,
     RowCountContract,
 ):
     @pytest.fixture
@@ -234,7 +232,7 @@ class TestPostgreSQLViews(PostgreSQLFixtures, InspectionContract, SettlementRace
         return unit_of("engine", engine)
 
 
-class TestPostgreSQLRetention(PostgreSQLFixtures, HoldContract, StubContract, RetentionContract, RetentionRaceContract):
+class TestPostgreSQLRetention(PostgreSQLFixtures, KeepingContract):
     @pytest.fixture
     def unit(self, engine: AsyncEngine) -> CheckpointUnit:
         return unit_of("engine", engine)

@@ -15,29 +15,15 @@ from saga_store.sharding import ShardedSagaStorage
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.testing import (
     Age,
-    CheckpointStorageContract,
     CheckpointUnit,
-    CommitIntoContract,
-    HistoryStreamContract,
-    HoldContract,
     InspectionContract,
     JoinableFor,
-    LeaseContract,
-    LeaseRaceContract,
-    RecoveryStorageContract,
-    RetentionContract,
-    RetentionRaceContract,
-    RunContract,
-    RunRaceContract,
     SettlementRaceContract,
-    StartContract,
-    StubContract,
-    WaitContract,
 )
 from saga_store.testing.postgres import embedded
 from tests.databases import Database, Databases
 from tests.extent import WHOLE
-from tests.test_contract import DRIVERS, JOINING_BINDS, make_older
+from tests.test_contract import DRIVERS, JOINING_BINDS, CommittingContract, KeepingContract, make_older
 
 MakeSharded: TypeAlias = Callable[[list[str]], ShardedSagaStorage]
 
@@ -71,22 +57,10 @@ class MemoryShards(ShardedFixtures):
 
 class TestMemoryShards(
     MemoryShards,
-    CheckpointStorageContract,
-    RecoveryStorageContract,
-    HistoryStreamContract,
-    RunContract,
-    StartContract,
-    WaitContract,
-    RunRaceContract,
-    CommitIntoContract,
-    LeaseContract,
-    LeaseRaceContract,
+    CommittingContract,
     InspectionContract,
     SettlementRaceContract,
-    HoldContract,
-    StubContract,
-    RetentionContract,
-    RetentionRaceContract,
+    KeepingContract,
 ): ...
 
 
@@ -170,16 +144,7 @@ class OnTwoServers(PostgreSQLShards):
 
 class TestOneServer(
     OnOneServer,
-    CheckpointStorageContract,
-    RecoveryStorageContract,
-    HistoryStreamContract,
-    RunContract,
-    StartContract,
-    WaitContract,
-    RunRaceContract,
-    CommitIntoContract,
-    LeaseContract,
-    LeaseRaceContract,
+    CommittingContract,
 ): ...
 
 
@@ -187,22 +152,13 @@ class TestOneServerViews(OnOneServer, InspectionContract, SettlementRaceContract
     """In databases without the contexts of other tests."""
 
 
-class TestOneServerRetention(OnOneServer, HoldContract, StubContract, RetentionContract, RetentionRaceContract):
+class TestOneServerRetention(OnOneServer, KeepingContract):
     """Where no other test forgets stubs."""
 
 
 class TestTwoServers(
     OnTwoServers,
-    CheckpointStorageContract,
-    RecoveryStorageContract,
-    HistoryStreamContract,
-    RunContract,
-    StartContract,
-    WaitContract,
-    RunRaceContract,
-    CommitIntoContract,
-    LeaseContract,
-    LeaseRaceContract,
+    CommittingContract,
 ): ...
 
 
@@ -210,4 +166,4 @@ class TestTwoServersViews(OnTwoServers, InspectionContract, SettlementRaceContra
     """Likewise."""
 
 
-class TestTwoServersRetention(OnTwoServers, HoldContract, StubContract, RetentionContract, RetentionRaceContract): ...
+class TestTwoServersRetention(OnTwoServers, KeepingContract): ...

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 from sqlalchemy import URL
 
@@ -27,6 +28,19 @@ WAYS = [
         ("asyncpg", "sessionmaker"),
     )
 ]
+
+
+async def _start(module: str, setup: Setup | archiver.Setup, errors: BinaryIO) -> asyncio.subprocess.Process:
+    """Start a module with its setup; it notices by its standard input if this process dies."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        json.dumps(asdict(setup)),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=errors,
+        cwd=ROOT,
+    )
 
 
 class ClientProcess:
@@ -70,15 +84,7 @@ class ClientProcess:
             f"{self._plan.seed}/{name}",
         )
         with self._errors(name).open("wb") as errors:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "tests.crash.client",
-                json.dumps(asdict(setup)),
-                stdin=asyncio.subprocess.PIPE,
-                stderr=errors,
-                cwd=ROOT,
-            )
+            self._process = await _start("tests.crash.client", setup, errors)
         self._tail = Tail(journal)
 
     async def kill(self) -> None:
@@ -134,15 +140,7 @@ class ArchiverProcess:
             f"{self._plan.seed}/{self._restores}/{self._lives}",
         )
         with self._errors.open("wb") as errors:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "tests.crash.archiver",
-                json.dumps(asdict(setup)),
-                stdin=asyncio.subprocess.PIPE,
-                stderr=errors,
-                cwd=ROOT,
-            )
+            self._process = await _start("tests.crash.archiver", setup, errors)
 
     @property
     def runs(self) -> bool:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -25,8 +25,8 @@ from saga_store.cli.exits import Exit
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from tests.databases import Database
 from tests.retention.world import make_finished
+from tests.verbs import Command, facts
 
-Command: TypeAlias = Callable[..., tuple[int, str, str]]
 SECRET = "hunter2-s3cret"  # noqa: S105 - what must not be seen
 EVERYTHING = ("--completed", "0", "--failed", "0")
 
@@ -61,12 +61,6 @@ def command(
         return code, printed.out, printed.err
 
     return run
-
-
-def facts(command: Command, *line: str, code: Exit = Exit.DONE) -> Any:  # noqa: ANN401 - JSON
-    found, out, err = command(*line, "--json")
-    assert found == code, out + err
-    return json.loads(out)
 
 
 class TestRound:

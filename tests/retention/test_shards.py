@@ -1,10 +1,8 @@
 """Keeping and letting go over shards: one target for all, each with its own ledger and turn; one is down or busy."""
 
 import asyncio
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -40,8 +38,8 @@ from tests.retention.world import ALL as EVERYTHING
 from tests.retention.world import make_finished, record
 from tests.shard_schemas import ALL, SECRET, Shards, ids_of
 from tests.terminal import Terminal
+from tests.verbs import Command, facts
 
-Command: TypeAlias = Callable[..., tuple[int, str, str]]
 DOWN = 1
 IDS = {shard: ids_of(shard, 2) for shard in range(3)}
 EACH = ("--completed", "0")
@@ -223,12 +221,6 @@ def command(shards: Shards, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         return code, printed.out, printed.err
 
     return run
-
-
-def facts(command: Command, *line: str, code: Exit = Exit.DONE) -> Any:  # noqa: ANN401 - JSON
-    found, out, err = command(*line, "--json")
-    assert found == code, out + err
-    return json.loads(out)
 
 
 class TestCommand:
