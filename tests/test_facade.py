@@ -81,7 +81,8 @@ class TestImport:
         }
 
     def test_all_is_sorted_and_complete(self) -> None:
-        public = {name for name in vars(saga_store) if not name.startswith("_")}
+        # pytest rewrites what comes with a plugin, and leaves names there that no program could write.
+        public = {name for name in vars(saga_store) if name.isidentifier() and not name.startswith("_")}
         modules = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/*.py")}
         modules.add("migrations")  # whose folder is elsewhere in the checkout
 
