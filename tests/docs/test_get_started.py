@@ -63,7 +63,8 @@ def test_the_page(environment: Environment, url: str, tmp_path: Path) -> None:
     for block, following in pairwise([*after_the_server, BLOCKS[0]]):
         if block.language != "sh":
             continue
-        settings = {"DATABASE_URL": url, "HOME": str(tmp_path)}
+        # A terminal has each line at once, a pipe only what was flushed before the program was killed.
+        settings = {"DATABASE_URL": url, "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
         done = environment.run("sh", "-ec", block.text, cwd=folder, settings=settings)
         is_killed = following.language == "text" and "Killed" in following.text
         assert done.returncode == (128 + signal.SIGKILL if is_killed else 0) or (
