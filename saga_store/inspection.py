@@ -48,6 +48,8 @@ FINISHED_WINDOW = timedelta(hours=24)
 """How far a search goes back among finished sagas, unless the query says ``created_after``."""
 INTERVENTION = "saga_store."
 """How the step names begin under which interventions are recorded."""
+SETTLED = f"{INTERVENTION}settle_step"
+"""The step name of the record of a settlement."""
 
 
 class SagaCondition(StrEnum):

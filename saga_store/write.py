@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaStoreError
-from saga_store.inspection import INTERVENTION, record
+from saga_store.inspection import SETTLED, record
 from saga_store.model import Checkpoint, LogStep, SagaStatus, SagaStepStatus, StepAction
 from saga_store.remedies import show
 from saga_store.validation import (
@@ -81,7 +81,7 @@ class Settlement:
         return (
             LogStep(step_name, action, self.status, f"settled by {self.by}: {self.reason}"),
             LogStep(
-                f"{INTERVENTION}settle_step",
+                SETTLED,
                 "act",
                 SagaStepStatus.COMPLETED,
                 record(self.by, self.reason, {**before, **settled}),

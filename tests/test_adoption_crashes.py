@@ -33,9 +33,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 
 import psycopg
 import pytest
+from sqlalchemy import Engine, NullPool, create_engine, event
 
 from saga_store import adoption, schema
 from saga_store.schema import MigrationLockError
@@ -69,6 +71,27 @@ def dies(goal: Callable[..., object], url: str, steps: int, name: str = "") -> b
 
     try:
         goal(url, rewrite_below=0, report=report)
+    except Died:
+        return True
+    return False
+
+
+def is_cut(migrate: Callable[[Engine], object], url: str, changes: int) -> bool:
+    """Migrate up to the last but one of so many statements that change something, unless there aren't as many."""
+    made: list[str] = []
+
+    def count(
+        _connection: object, _cursor: object, statement: str, _parameters: object, _context: object, _many: object
+    ) -> None:
+        if statement.split(maxsplit=1)[0] in {"ALTER", "CREATE", "DROP", "DO", "UPDATE", "INSERT", "DELETE"}:
+            made.append(statement)
+            if len(made) == changes:
+                raise Died
+
+    engine = create_engine(url, poolclass=NullPool)
+    event.listen(engine, "before_cursor_execute", count)
+    try:
+        migrate(engine)
     except Died:
         return True
     return False
@@ -124,6 +147,39 @@ class TestDyingAdopters:
 
         assert steps > 10
         assert digest(cqrs_database) == rows
+
+    @pytest.mark.parametrize("way", ["upgrade", "downgrade"])
+    def test_both_ways_are_open_wherever_a_migration_was_cut(
+        self, cqrs_database: Database, database: Database, url: str, way: str
+    ) -> None:
+        """Within a revision: what it commits by itself is there already, and its own number isn't."""
+        before, rows = fingerprint(cqrs_database), digest(cqrs_database)
+        adopted, current = "saga_store_0001", fingerprint(database)
+        migrate = schema.upgrade if way == "upgrade" else partial(schema.downgrade, revision=adopted)
+        changes = 1
+        left = True
+        while left:
+            for goal, wanted in ((adoption.adopt, (current,)), (adoption.undo, (before, undone(before)))):
+                adoption.adopt(url, rewrite_below=0)
+                if way == "upgrade":
+                    schema.downgrade(url, adopted)
+                left = is_cut(migrate, url, changes)
+                goal(url, rewrite_below=0)
+                assert fingerprint(cqrs_database) in wanted
+            changes += stride(4)
+
+        assert changes > 10
+        assert digest(cqrs_database) == rows
+
+    def test_what_was_never_part_of_a_migration_is_still_refused(self, cqrs_database: Database, url: str) -> None:
+        adoption.adopt(url)
+        schema.downgrade(url, "saga_store_0006")
+        with connected(cqrs_database) as connection:
+            connection.execute("ALTER TABLE saga_executions ADD CONSTRAINT ck_saga_executions_stub CHECK (version > 0)")
+
+        assert adoption.plan(url, "undo").refusals == (
+            "constraint saga_executions.ck_saga_executions_stub: unexpected, is CHECK (version > 0)",
+        )
 
     async def test_killed_at_random_moments_it_always_ends_clean(
         self, cqrs_database: Database, database: Database, url: str

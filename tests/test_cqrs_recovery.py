@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from saga_store import MemoryDatabase, MemorySagaStorage, SagaStatus
+from saga_store import MemoryDatabase, MemorySagaStorage, SagaStatus, SagaStepStatus
 from saga_store.cqrs import CqrsSagaStorage, recovery_handler
 from saga_store.recovery import RecoveryWorker
 from tests.test_cqrs import Killed, OrderContext, OrderSaga, Shop, World, WorldContainer
@@ -119,6 +119,26 @@ async def test_what_cant_be_undone_is_tried_again(
     clock.now += HOUR
     await worker.poll()
     assert world.calls == ["compensate Pay"]
+    assert (await storage.get_saga(saga_id)).status is SagaStatus.FAILED
+
+
+async def test_what_a_person_has_settled_isnt_undone_again(
+    storage: MemorySagaStorage, world: World, worker: RecoveryWorker, clock: Clock
+) -> None:
+    """A compensation in doubt that is settled as COMPENSATED is one that the engine has done with."""
+    saga_id = await interrupted(storage, world, "act Pay")
+    for status in (SagaStepStatus.STARTED, SagaStepStatus.COMPLETED):
+        await storage.log_step(saga_id, "Pay", "act", status)
+    await storage.log_step(saga_id, "Pay", "compensate", SagaStepStatus.STARTED)
+    await storage.update_status(saga_id, SagaStatus.COMPENSATING)
+    [entry] = await storage.get_in_doubt_steps(saga_id)
+    await storage.settle_step(
+        saga_id, entry.id, SagaStepStatus.COMPENSATED, by="alice", reason="refunded, says the bank"
+    )
+    clock.now += HOUR
+    await worker.poll()
+
+    assert world.calls == ["compensate Reserve"]
     assert (await storage.get_saga(saga_id)).status is SagaStatus.FAILED
 
 

@@ -61,6 +61,24 @@ class TestCheck:
         schema.upgrade(empty_database.url(), "saga_store_0001")
         assert schema.check(empty_database.url()) == schema.Check(schema.State.BEHIND, "saga_store_0001", HEAD)
 
+    def test_what_an_interrupted_upgrade_has_left_is_for_the_next_one(self, empty_database: Database) -> None:
+        schema.upgrade(empty_database.url(), "saga_store_0006")
+        stub = (
+            "archived_at IS NULL OR (status IN ('COMPLETED', 'FAILED') AND lease_owner IS NULL "
+            "AND updated_at <= archived_at AND CAST(context AS text) = '{}')"
+        )
+        execute(
+            empty_database,
+            f"ALTER TABLE saga_executions ADD CONSTRAINT ck_saga_executions_stub CHECK ({stub}) NOT VALID",
+        )
+
+        check = schema.check(empty_database.url())
+        assert check.state is schema.State.BEHIND
+        [difference] = check.differences
+        assert difference.endswith("; an upgrade is under way, or was interrupted: saga-store upgrade goes on with it")
+        schema.upgrade(empty_database.url())
+        assert schema.check(empty_database.url()).state is schema.State.CURRENT
+
     def test_an_unknown_revision_is_ahead(self, database: Database) -> None:
         execute(database, "UPDATE saga_store_version SET version_num = 'saga_store_9999'")
         found = schema.check(database.url())

@@ -9,7 +9,7 @@ from saga_store.adoption.forms import TABLES
 from saga_store.adoption.revision import REVISION
 from saga_store.adoption.shape import Shape, unknown
 from saga_store.adoption.steps import NO_LOCK, Step
-from saga_store.schema.fingerprint import differences, expected_fingerprints
+from saga_store.schema.fingerprint import differences, expected_fingerprints, unfinished
 from saga_store.schema.scripts import VERSION_TABLE
 
 FORGET = "forget the revision"
@@ -86,7 +86,10 @@ def _refusals(goal: Goal, found: Found) -> Iterator[str]:
                 "there are stubs of archived sagas, which python-cqrs would take for sagas without a history: restore "
                 "them, or let them be forgotten"
             )
-        yield from differences(expected_fingerprints()[found.revision], found.shape.fingerprint)
+        left = {*_unfinished(found, back=True), *_unfinished(found, back=False)}
+        present = {thing: being for thing, being in found.shape.fingerprint.items() if thing not in left}
+        expected = expected_fingerprints()[found.revision]
+        yield from differences({thing: being for thing, being in expected.items() if thing not in left}, present)
 
 
 def _steps(goal: Goal, found: Found, *, rewrite: bool) -> list[Step]:
@@ -100,18 +103,34 @@ def _steps(goal: Goal, found: Found, *, rewrite: bool) -> list[Step]:
 def _to_ours(found: Found, *, rewrite: bool) -> list[Step]:
     if found.revision is not None:
         return []
-    record = Step(f"record revision {REVISION}", "stamp", (), NO_LOCK, ())
+    record = Step(f"record revision {REVISION}", "stamp", (), NO_LOCK, (), revision=REVISION)
     return [*ways.steps(found.shape, "saga-store", rewrite=rewrite), record]
 
 
+def _unfinished(found: Found, *, back: bool) -> list[str]:
+    if found.revision is None:
+        return []
+    return unfinished(found.revision, found.shape.fingerprint, back=back)
+
+
 def _upgrade(found: Found) -> list[Step]:
-    left = found.history[found.history.index(found.revision or REVISION) + 1 :]
-    return [Step(f"upgrade to {', '.join(left)}", "upgrade", (), "see CHANGELOG.md", ())] if left else []
+    place = found.history.index(found.revision or REVISION)
+    interrupted = []
+    if _unfinished(found, back=True):
+        place -= 1
+        interrupted.append(_downgrade_to(found.history[place]))
+    left = found.history[place + 1 :]
+    upgrade = Step(f"upgrade to {', '.join(left)}", "upgrade", (), "see CHANGELOG.md", (), revision=found.history[-1])
+    return [*interrupted, upgrade] if left else []
 
 
 def _downgrade(found: Found) -> list[Step]:
     if found.revision is None:
         return []
-    taken = [Step(f"downgrade to {REVISION}", "downgrade", TABLES, ways.SHORT, ())]
-    forget = Step(FORGET, "transaction", (), NO_LOCK, (f"DROP TABLE {VERSION_TABLE}",))
-    return [*(taken if found.revision != REVISION else []), forget]
+    interrupted = _upgrade(found) if _unfinished(found, back=False) else []
+    taken = [_downgrade_to(REVISION)] if interrupted or found.revision != REVISION else []
+    return [*interrupted, *taken, Step(FORGET, "transaction", (), NO_LOCK, (f"DROP TABLE {VERSION_TABLE}",))]
+
+
+def _downgrade_to(revision: str) -> Step:
+    return Step(f"downgrade to {revision}", "downgrade", TABLES, ways.SHORT, (), revision=revision)

@@ -50,6 +50,7 @@ class Step:
         blocks: Whom it keeps waiting, and for how long.
         statements: Its SQL.
         index: The index that it builds.
+        revision: Where it is after a migration.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Step:
     blocks: str
     statements: tuple[str, ...]
     index: Index | None = None
+    revision: str = ""
 
 
 def steps(shape: Shape, target: Form, *, rewrite: bool) -> list[Step]:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from saga_store import schema as migrations
-from saga_store.adoption.revision import REVISION, Index, quietly
+from saga_store.adoption.revision import Index, quietly
 from saga_store.adoption.steps import Step
 from saga_store.migrations import online
 from saga_store.schema.session import Patience, holders_of_tables, is_refused_lock
@@ -66,11 +66,11 @@ class Worker:
             case "fill":
                 self._fill(step, patience)
             case "stamp":
-                migrations.stamp(self._connection, REVISION, lock_wait=self._lock_wait)
+                migrations.stamp(self._connection, step.revision, lock_wait=self._lock_wait)
             case "upgrade":
-                migrations.upgrade(self._connection, lock_wait=self._lock_wait, report=self._report)
+                migrations.upgrade(self._connection, step.revision, lock_wait=self._lock_wait, report=self._report)
             case "downgrade":
-                migrations.downgrade(self._connection, REVISION, lock_wait=self._lock_wait)
+                migrations.downgrade(self._connection, step.revision, lock_wait=self._lock_wait)
 
     def _transaction(self, step: Step) -> None:
         with self._connection.begin():

@@ -2,6 +2,7 @@
 
 import abc
 import json
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 from uuid import UUID
@@ -14,8 +15,9 @@ from cqrs.saga.storage.protocol import SagaStorageRun
 
 from saga_store.cqrs.lease import UnderLease
 from saga_store.errors import SagaAlreadyExistsError, SagaArchivedError, SagaConcurrencyError, SagaNotFoundError
+from saga_store.inspection import SETTLED, read_record
 from saga_store.interface import ICheckpointStorage
-from saga_store.model import Context, SagaStatus, SagaStepStatus, StepAction
+from saga_store.model import Context, SagaLogEntry, SagaStatus, SagaStepStatus, StepAction
 from saga_store.run import SagaRun
 from saga_store.validation import is_plain
 
@@ -110,12 +112,13 @@ class EngineCalls(abc.ABC):
     async def get_step_history(self, saga_id: UUID) -> list[CqrsLogEntry]:
         with ENGINE_ERRORS:
             history = await (await self._of(saga_id)).get_step_history(saga_id)
+        settled = settled_compensations(history)
         return [
             CqrsLogEntry(
                 saga_id=entry.saga_id,
                 step_name=entry.step_name,
                 action=entry.action,
-                status=CqrsStepStatus[entry.status.name],
+                status=CqrsStepStatus.COMPLETED if entry.id in settled else CqrsStepStatus[entry.status.name],
                 timestamp=entry.created_at,
                 details=entry.details,
             )
@@ -133,6 +136,21 @@ class RunCalls(EngineCalls, SagaStorageRun):
         run = await self._of(saga_id)
         status, context = await run.load_saga_state(saga_id)
         return status, context, run.version or 1
+
+
+def settled_compensations(history: Iterable[SagaLogEntry]) -> set[int]:
+    """Return the ids of the ends that a person has settled as COMPENSATED: the engine looks for COMPLETED there."""
+    undone: dict[str, int] = {}
+    settled: set[int] = set()
+    for entry in history:
+        if entry.action == "compensate" and entry.status is SagaStepStatus.COMPENSATED:
+            undone[entry.step_name] = entry.id
+        elif entry.step_name == SETTLED:
+            _, _, what = read_record(entry.details)
+            step = what.get("step_name")
+            if what.get("action") == "compensate" and isinstance(step, str) and step in undone:
+                settled.add(undone.pop(step))
+    return settled
 
 
 def our_status(status: CqrsStatus) -> SagaStatus:

@@ -129,8 +129,36 @@ def differences(expected: Fingerprint, found: Fingerprint) -> list[str]:
     return [_told(thing, expected.get(thing), found.get(thing)) for thing in _differing(expected, found)]
 
 
-def compare(expected: Fingerprint, found: Fingerprint) -> tuple[list[str], list[str]]:
+def unfinished(revision: str, found: Fingerprint, *, back: bool) -> list[str]:
+    """Return what differs from a recorded revision because the way to a neighbour of it was interrupted.
+
+    That is, what is as the neighbour has it, or a check that isn't validated yet, or an INVALID index of that name.
+
+    Args:
+        revision: The one that is recorded.
+        found: What there is.
+        back: Whether to look at the one before it, to which a downgrade was on its way, or at the one after.
+    """
+    known = list(expected_fingerprints())
+    place = known.index(revision) + (-1 if back else 1)
+    if not 0 <= place < len(known):
+        return []
+    here, there = expected_fingerprints()[revision], expected_fingerprints()[known[place]]
+
+    def halfway(thing: str) -> bool:
+        one, present, other = here.get(thing), found.get(thing), there.get(thing)
+        if (one is None) is (other is None):
+            return one != other and present == other
+        built = _meaning(one or other or "")
+        return present is None or _meaning(present) in {built, f"{built} NOT VALID", f"{built} INVALID"}
+
+    return [thing for thing in _differing(here, found) if halfway(thing)]
+
+
+def compare(revision: str, found: Fingerprint) -> tuple[list[str], list[str]]:
     """Return faults, with which the application or the next migration would fail, and notes, each with what to do."""
+    expected = expected_fingerprints()[revision]
+    upgrading = unfinished(revision, found, back=False)
     faults: list[str] = []
     notes: list[str] = []
     differing = _differing(expected, found)
@@ -142,6 +170,8 @@ def compare(expected: Fingerprint, found: Fingerprint) -> tuple[list[str], list[
         if thing in renamed:
             other = renamed[thing]
             remedy, harmless = f"it is called {other.partition('.')[2]}: {_rename(thing, other)}", False
+        elif thing in upgrading:
+            remedy, harmless = "an upgrade is under way, or was interrupted: saga-store upgrade goes on with it", False
         else:
             remedy, harmless = _remedy(thing, wanted, present)
         (notes if harmless else faults).append(f"{_told(thing, wanted, present)}; {remedy}")
@@ -302,14 +332,13 @@ def check_connection(connection: Connection, schema: str | None, *, strict: bool
         fingerprint = read_fingerprint(connection)
         surroundings = connection.execute(_SURROUNDINGS).all()
         elsewhere = found_elsewhere(connection, schema) if found is None else ""
-    expected = expected_fingerprints()
-    if found is not None and found not in expected:
+    if found is not None and found not in expected_fingerprints():
         return Check(State.AHEAD, found, REVISION)
     if found is None:
         return Check(
             State.BEHIND, found, REVISION, tuple(differences({}, fingerprint)), (elsewhere,) if elsewhere else ()
         )
-    faults, notes = compare(expected[found], fingerprint)
+    faults, notes = compare(found, fingerprint)
     faults += [row.line for row in surroundings if row.is_fault]
     notes += [row.line for row in surroundings if not row.is_fault]
     state = State.DRIFTED if faults or (strict and notes) else State.CURRENT
