@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from saga_store.errors import StorageUnavailableError
 from saga_store.shard_records import ShardState
 from saga_store.sharding import ShardedSagaStorage
 from saga_store.telemetry.prometheus import SagaCollector, exposition, samples
+from saga_store.testing.retention import RetentiveStorage, verified
 from saga_store.web import create_app
 from tests.html_pages import Html
 from tests.shard_schemas import ALL, SECRET, Shards, ids_of
@@ -76,6 +78,14 @@ class TestFigures:
         assert found(text, "saga_store_shard_up") == {("0",): 1, ("1",): 1, ("2",): 1}
         assert set(found(text, "saga_store_log_entries_total")) == {("0",), ("1",), ("2",)}
         assert set(found(text, "saga_store_archived_total")) == {("0",), ("1",), ("2",)}
+
+    async def test_the_last_archive_is_that_of_the_shard_furthest_behind(self, parts: list[Away]) -> None:
+        """Shards take turns in one job: one that it doesn't get to isn't hidden by the others."""
+        first, second = [await verified(cast("RetentiveStorage", parts[place])) for place in (2, 0)]
+        assert first.archived_at is not None
+        assert second.archived_at is not None
+        assert first.archived_at < second.archived_at
+        assert (await ShardedSagaStorage(parts).get_figures()).last_archived_at == first.archived_at
 
     async def test_without_shards_it_is_as_ever(self, parts: list[Away]) -> None:
         text = exposition(await parts[0].get_figures())
