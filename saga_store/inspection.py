@@ -319,7 +319,7 @@ class SagaFigures:
         archived_sagas: How many sagas have been let go.
         archived_bytes: How big the objects of their archives are together.
         archives_failed_24h: How many archives have failed that were begun in the last 24 hours.
-        last_archived_at: When an archive was last verified; of several shards, in the one that is furthest behind.
+        last_archived_at: When an archive was last verified.
         oldest_open_archive: How long ago the oldest archive was begun that is neither REMOVED nor FAILED; zero if none.
         missing: The shards that couldn't be asked, and that aren't counted here; as in ``SagaPage``.
         shards: Of a storage that is made of several: the figures of each that could be asked, by its place.

@@ -89,13 +89,13 @@ def merge_figures(shards: Mapping[int, SagaFigures], missing: tuple[int, ...]) -
         table_bytes=dict(table_bytes),
         dead_tuples=dict(dead_tuples),
         estimated=tuple(dict.fromkeys(name for one in figures for name in one.estimated)),
-        # Of shares the least, of vacuums and archives the first: the shard that is worst off.
+        # Of shares the least, and of vacuums the first: the shard that is worst off.
         hot_share={table: _least([one.hot_share.get(table) for one in figures]) for table in _tables(figures)},
         last_vacuum={table: _first([one.last_vacuum.get(table) for one in figures]) for table in _tables(figures)},
         archived_sagas=sum(one.archived_sagas for one in figures),
         archived_bytes=sum(one.archived_bytes for one in figures),
         archives_failed_24h=sum(one.archives_failed_24h for one in figures),
-        last_archived_at=min((one.last_archived_at for one in figures if one.last_archived_at), default=None),
+        last_archived_at=max((one.last_archived_at for one in figures if one.last_archived_at), default=None),
         oldest_open_archive=max(one.oldest_open_archive for one in figures),
         missing=missing,
         shards=dict(shards),

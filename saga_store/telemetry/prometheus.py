@@ -211,7 +211,8 @@ def _of_figures(figures: SagaFigures, max_names: int) -> Iterator[Metric]:
     """Return the figures; whatever is added here is described by it.
 
     What is a table's, and what only rises, is told of each shard by itself: a sum would fall and rise again with a
-    shard that is missing for a while, and ``rate`` would take that for a restart.
+    shard that is missing for a while, and ``rate`` would take that for a restart. So is the last archive, or a shard
+    that isn't archived any more would be hidden by the others.
     """
     shards: list[tuple[tuple[str, ...], SagaFigures]] = [((), figures)]
     if figures.shards:
@@ -282,7 +283,8 @@ def _of_figures(figures: SagaFigures, max_names: int) -> Iterator[Metric]:
     yield _gauge(
         "saga_store_last_archive_timestamp_seconds",
         "When an archive was last read back and found right, as a Unix time.",
-        None if figures.last_archived_at is None else figures.last_archived_at.timestamp(),
+        ((place, one.last_archived_at.timestamp()) for place, one in shards if one.last_archived_at is not None),
+        labels=of_shard,
     )
     yield _gauge(
         "saga_store_estimated",
