@@ -181,6 +181,38 @@ class TestDyingAdopters:
             "constraint saga_executions.ck_saga_executions_stub: unexpected, is CHECK (version > 0)",
         )
 
+    @pytest.mark.parametrize(
+        ("revision", "change", "kept"),
+        [
+            (
+                "saga_store_0008",
+                "ALTER TABLE saga_shard RENAME CONSTRAINT ck_saga_shard_shard TO shard_in_range",
+                "INSERT INTO saga_shard (cluster, shard, shards, hash) VALUES (gen_random_uuid(), 0, 2, 'crc32')",
+            ),
+            (
+                "saga_store_0006",
+                "ALTER TABLE saga_archives DROP CONSTRAINT uq_saga_archives_archived_at",
+                "INSERT INTO saga_archives (id, state, archived_by) VALUES (gen_random_uuid(), 'FAILED', 'alice')",
+            ),
+        ],
+    )
+    def test_drift_is_never_taken_for_an_interrupted_downgrade(
+        self, cqrs_database: Database, url: str, revision: str, change: str, kept: str
+    ) -> None:
+        """To adopt once more takes nothing back that holds data."""
+        adoption.adopt(url)
+        if revision != "saga_store_0008":
+            schema.downgrade(url, revision)
+        with connected(cqrs_database) as connection:
+            connection.execute(kept)
+            connection.execute(change)
+
+        assert not [step for step in adoption.plan(url).steps if step.kind == "downgrade"]
+        adoption.adopt(url)
+        with connected(cqrs_database) as connection:
+            table = kept.split()[2]
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,)  # noqa: S608 - one of ours
+
     async def test_killed_at_random_moments_it_always_ends_clean(
         self, cqrs_database: Database, database: Database, url: str
     ) -> None:

@@ -252,7 +252,7 @@ ALLOWED = {
         "errors",
     },
     "recovery": {"remedies", "storage", "cancellation", "run", "write", "validation", "model", "errors"},
-    "cqrs": {"cqrs", "interface", "storage", "run", "write", "validation", "model", "errors"},
+    "cqrs": {"cqrs", "interface", "inspection", "storage", "run", "write", "validation", "model", "errors"},
     "schema": {"schema", "sqlalchemy", "grants", "errors"},
     "adoption": {"adoption", "schema", "migrations", "sqlalchemy", "model"},
     # The command is on top of all else, and nothing imports it.
