@@ -35,6 +35,8 @@ _logger = logging.getLogger("saga_store.recovery")
 Handler: TypeAlias = Callable[[SagaRun], Awaitable[None]]
 """Sees one saga through: reads from the run how far it got, does what is left, and commits that it is finished."""
 
+_ANOTHER = "make another RecoveryWorker, one for each event loop and each lifespan of an application"
+
 # Longer than a run takes to be left.
 _MOST_SECONDS_TO_RELEASE = 15.0
 
@@ -96,6 +98,7 @@ class RecoveryWorker:
       saga twice: if a lease lapsed and the saga was claimed again, the handler that has it is cancelled, and the claim
       is given back.
     - In ``async with`` it works in the background, as ``run()`` does; leaving stops it, and waits until it has ended.
+    - A worker runs once: make one for each event loop, and in the lifespan of an application rather than at import.
     - ``stop()`` gives the attempts back that it cuts short: they don't count.
     - Every line that it logs, to ``saga_store.recovery``, has ``owner``, ``saga_id``, ``saga_name``, ``attempt``
       and ``outcome`` (recovered, unfinished, failed, lost, released) as attributes; what concerns no saga has ``owner``
@@ -161,9 +164,12 @@ class RecoveryWorker:
         self._at_work: dict[asyncio.Task[None], _Attempt] = {}
         self._stopping = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self._has_begun = False
+        self._has_ended = False
 
     async def __aenter__(self) -> Self:
-        self._running = asyncio.create_task(self.run())
+        self._begin_to_run()
+        self._running = asyncio.create_task(self._run())
         return self
 
     async def __aexit__(
@@ -174,10 +180,23 @@ class RecoveryWorker:
             await self._running
 
     async def run(self) -> None:
-        """Recover sagas until ``stop()`` is called, or the task is cancelled."""
+        """Recover sagas until ``stop()`` is called, or the task is cancelled.
+
+        Raises:
+            InvalidSagaDataError: The worker runs already, or has run before.
+        """
+        self._begin_to_run()
+        await self._run()
+
+    def _begin_to_run(self) -> None:
+        if self._has_begun:
+            raise InvalidSagaDataError("worker", f"has run before, or runs now; {_ANOTHER}")
+        self._has_begun = True
+
+    async def _run(self) -> None:
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            while not stopping.done():
+            while not self._stopping.is_set():
                 room = self._concurrency - len(self._at_work)
                 started = await self._start(room) if room else 0
                 # With no room left the next look is when some saga is done; with room, after a pause.
@@ -187,11 +206,16 @@ class RecoveryWorker:
             if self._at_work:
                 await asyncio.wait(self._at_work, timeout=self._grace)
         finally:
+            self._has_ended = True
+            self._stopping.set()
             stopping.cancel()
             await self._release_all()
 
     def stop(self) -> None:
-        """Claim nothing more; ``run()`` returns when the sagas at work are finished or, after ``grace``, released."""
+        """Claim nothing more; ``run()`` returns when the sagas at work are finished or, after ``grace``, released.
+
+        That is for good: a worker that was stopped, or whose ``run()`` was cancelled, isn't begun again.
+        """
         self._stopping.set()
 
     async def take(self, saga_id: UUID) -> bool:
@@ -224,8 +248,13 @@ class RecoveryWorker:
     async def poll(self) -> int:
         """Claim once, work on what was claimed until it is done, and return how many sagas that were.
 
-        For a cron job, or a test; at most ``concurrency`` sagas.
+        For a cron job, or a test; at most ``concurrency`` sagas, and none once ``stop()`` was called.
+
+        Raises:
+            InvalidSagaDataError: The worker's ``run()`` has ended.
         """
+        if self._has_ended:
+            raise InvalidSagaDataError("worker", f"has ended; {_ANOTHER}")
         try:
             started = await self._start(self._concurrency - len(self._at_work))
             if self._at_work:
@@ -238,7 +267,7 @@ class RecoveryWorker:
         """Claim up to so many sagas and begin to work on them; which name comes first is left to chance."""
         started = 0
         for name in random.sample(sorted(self._handlers), len(self._handlers)):
-            if started == room:
+            if started == room or self._stopping.is_set():
                 break
             try:
                 claimed = await self._storage.claim_sagas(

@@ -95,6 +95,13 @@ async def commit_into(into: object) -> None:
             await run.rollback()
 
 
+async def run_twice() -> None:
+    one = RecoveryWorker(memory, {"order": handler})
+    one.stop()
+    await one.run()
+    await one.run()
+
+
 def in_two_loops() -> None:
     one = SqlAlchemySagaStorage(engine(), retry_for=NEVER)
 
@@ -325,6 +332,7 @@ MISUSES = {
         lambda: worker(memory, {"order": handler}, poll_every=5), "5 (int)", "timedelta(seconds=5)"
     ),
     "nobody works": Misuse(lambda: worker(memory, {"order": handler}, concurrency=0), "not 0", "between 1 and"),
+    "a worker that is run twice": Misuse(run_twice, "has run before", "make another RecoveryWorker"),
     "attempts as text": Misuse(lambda: worker(memory, {"order": handler}, max_attempts="5"), "'5'", "int()"),
     # shards, python-cqrs, the schema
     "one shard": Misuse(lambda: ShardedSagaStorage(memory), "MemorySagaStorage", "list all shards"),

@@ -381,6 +381,66 @@ class TestWorker:
         with pytest.raises(InvalidSagaDataError, match="a handler for: order, not 'refund'"):
             await worker.take(saga_id)
 
+    async def test_what_was_stopped_before_claims_nothing(self, storage: MemorySagaStorage) -> None:
+        """Whether it was stopped before it ran, or by a block that raises at once; nor does it wait for anything."""
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+
+        async def serve() -> None:
+            async with RecoveryWorker(storage, {"order": hang}, stale_after=NOW):
+                raise KeyError
+
+        worker = RecoveryWorker(storage, {"order": hang}, stale_after=NOW)
+        worker.stop()
+        async with asyncio.timeout(5):
+            await worker.run()
+            with pytest.raises(KeyError):
+                await serve()
+        assert (await storage.get_saga(saga_id)).version == 1
+
+    async def test_a_stop_ends_a_round_of_claims(self, clock: Clock) -> None:
+        """A worker that is stopped while it claims doesn't go on to its other names."""
+        claims = 0
+
+        class Stops(MemorySagaStorage):
+            async def claim_sagas(self, **rest: Any) -> list[SagaExecution]:  # noqa: ANN401 - as it is
+                nonlocal claims
+                claims += 1
+                worker.stop()
+                return await super().claim_sagas(**rest)
+
+        storage = Stops(MemoryDatabase(clock=clock))
+        worker = RecoveryWorker(storage, {"order": finish, "refund": finish}, stale_after=NOW)
+        await worker.run()
+        assert claims == 1
+
+    @pytest.mark.parametrize("is_cancelled", [False, True])
+    def test_a_worker_runs_once(self, storage: MemorySagaStorage, is_cancelled: bool) -> None:  # noqa: FBT001 - a parameter
+        """Whoever runs it once more, be it in another loop, is told to make another one; it takes nothing any more."""
+        worker = RecoveryWorker(storage, {"order": finish}, stale_after=NOW)
+
+        async def run_once() -> None:
+            running = asyncio.create_task(worker.run())
+            await one_turn()
+            with pytest.raises(InvalidSagaDataError, match="make another RecoveryWorker"):
+                await worker.run()
+            if is_cancelled:
+                running.cancel()
+            else:
+                worker.stop()
+            await asyncio.wait([running])
+
+        async def run_again() -> None:
+            for again in (worker.run, worker.__aenter__, worker.poll):
+                with pytest.raises(InvalidSagaDataError, match="make another RecoveryWorker"):
+                    await again()
+            saga_id = uuid4()
+            await storage.create_saga(saga_id, "order", {})
+            assert not await worker.take(saga_id)
+
+        asyncio.run(run_once())
+        asyncio.run(run_again())
+
     async def test_only_handled_names_are_claimed(self, storage: MemorySagaStorage) -> None:
         """Each saga goes to the handler of its name; one that has none is left alone."""
         seen: dict[UUID, str] = {}
