@@ -162,6 +162,8 @@ class RecoveryWorker:
         self._max_backoff = valid_period("max_backoff", max_backoff)
         self._write_ahead = write_ahead
         self._at_work: dict[asyncio.Task[None], _Attempt] = {}
+        # Whoever takes a saga waits for the answer of a claim: there may be no room after it.
+        self._turn = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._has_begun = False
@@ -197,10 +199,11 @@ class RecoveryWorker:
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             while not self._stopping.is_set():
-                room = self._concurrency - len(self._at_work)
-                started = await self._start(room) if room else 0
+                room = self._room
+                started = await self._start(room)
                 # With no room left the next look is when some saga is done; with room, after a pause.
-                pause = None if started == room else self._poll_every * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+                is_full = started >= room or not self._room
+                pause = None if is_full else self._poll_every * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
                 waited_for = {stopping, *self._at_work} if pause is None else {stopping}
                 await asyncio.wait(waited_for, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             if self._at_work:
@@ -238,12 +241,13 @@ class RecoveryWorker:
                 "saga_id",
                 f"must be of a saga that there is a handler for: {', '.join(self._handlers)}, not {saga.name!r}",
             )
-        is_full = len(self._at_work) >= self._concurrency
-        other = _all_at_work.get(saga_id)
-        if is_full or self._stopping.is_set() or (other and other.is_at_work) or saga.status not in UNFINISHED:
-            return False
-        self._begin(saga, was_claimed=False)
-        return True
+        async with self._turn:
+            other = _all_at_work.get(saga_id)
+            is_at_work = other is not None and other.is_at_work
+            if is_at_work or not self._room or self._stopping.is_set() or saga.status not in UNFINISHED:
+                return False
+            self._begin(saga, was_claimed=False)
+            return True
 
     async def poll(self) -> int:
         """Claim once, work on what was claimed until it is done, and return how many sagas that were.
@@ -256,39 +260,50 @@ class RecoveryWorker:
         if self._has_ended:
             raise InvalidSagaDataError("worker", f"has ended; {_ANOTHER}")
         try:
-            started = await self._start(self._concurrency - len(self._at_work))
+            started = await self._start(self._room)
             if self._at_work:
                 await asyncio.wait(self._at_work)
             return started
         finally:
             await self._release_all()
 
+    @property
+    def _room(self) -> int:
+        return self._concurrency - len(self._at_work)
+
     async def _start(self, room: int) -> int:
         """Claim up to so many sagas and begin to work on them; which name comes first is left to chance."""
         started = 0
         for name in random.sample(sorted(self._handlers), len(self._handlers)):
-            if started == room or self._stopping.is_set():
+            if started >= room:  # before anybody else has the turn, while what was begun is still at work
                 break
-            try:
-                claimed = await self._storage.claim_sagas(
-                    owner=self.owner,
-                    lease=self._lease,
-                    limit=room - started,
-                    stale_after=self._stale_after,
-                    name=name,
-                    max_attempts=self._max_attempts,
-                    backoff=self._backoff,
-                    max_backoff=self._max_backoff,
-                )
-            except Exception as exc:  # noqa: BLE001 - whatever it is, the worker goes on
-                _logger.warning("couldn't claim sagas, will try again: %s", exc, extra={"owner": self.owner})
-                if isinstance(exc, StorageUnavailableError | UnknownOutcomeError):
-                    break  # other names would fare no better
-                continue
-            for saga in claimed:
-                self._begin(saga, was_claimed=True)
+            async with self._turn:
+                limit = min(room - started, self._room)  # others may have been taken meanwhile
+                if limit <= 0 or self._stopping.is_set():
+                    break
+                try:
+                    claimed = await self._claim(name, limit)
+                except Exception as exc:  # noqa: BLE001 - whatever it is, the worker goes on
+                    _logger.warning("couldn't claim sagas, will try again: %s", exc, extra={"owner": self.owner})
+                    if isinstance(exc, StorageUnavailableError | UnknownOutcomeError):
+                        break  # other names would fare no better
+                    continue
+                for saga in claimed:
+                    self._begin(saga, was_claimed=True)
             started += len(claimed)
         return started
+
+    async def _claim(self, name: str, limit: int) -> list[SagaExecution]:
+        return await self._storage.claim_sagas(
+            owner=self.owner,
+            lease=self._lease,
+            limit=limit,
+            stale_after=self._stale_after,
+            name=name,
+            max_attempts=self._max_attempts,
+            backoff=self._backoff,
+            max_backoff=self._max_backoff,
+        )
 
     def _begin(self, saga: SagaExecution, *, was_claimed: bool) -> None:
         run = self._storage.run(saga.id, owner=self.owner, lease=self._lease, renew=True, write_ahead=self._write_ahead)

@@ -441,6 +441,42 @@ class TestWorker:
         asyncio.run(run_once())
         asyncio.run(run_again())
 
+    async def test_what_is_taken_while_a_claim_is_under_way(
+        self, clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It has to wait for it: together they are never more than ``concurrency``, and no look is lost."""
+        storage = SlowToClaim(MemoryDatabase(clock=clock))
+        saga_ids = [uuid4() for _ in range(12)]
+        for saga_id in saga_ids:
+            await storage.create_saga(saga_id, "order", {})
+        at_work, most = 0, 0
+
+        async def recover(run: SagaRun) -> None:
+            nonlocal at_work, most
+            at_work += 1
+            most = max(most, at_work)
+            await asyncio.sleep(0.01 * saga_ids.index(run.saga_id))
+            at_work -= 1
+            await finish(run)
+
+        worker = RecoveryWorker(storage, {"order": recover}, concurrency=3, stale_after=NOW, poll_every=HOUR)
+        async with asyncio.timeout(30), worker:
+            await storage.is_claiming.wait()
+            assert [await worker.take(saga_id) for saga_id in saga_ids[-3:]] == [False] * 3
+            for saga_id in saga_ids:
+                await storage.wait_for_saga(saga_id, HOUR)
+        assert most == 3
+        assert of_worker(caplog) == []
+
+    async def test_a_claim_that_finds_nothing_keeps_nobody_from_taking(self, clock: Clock) -> None:
+        storage = SlowToClaim(MemoryDatabase(clock=clock))
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        async with RecoveryWorker(storage, {"order": finish}, stale_after=HOUR, concurrency=1) as worker:
+            await storage.is_claiming.wait()
+            assert await worker.take(saga_id)
+        assert (await storage.get_saga(saga_id)).status is SagaStatus.COMPLETED
+
     async def test_only_handled_names_are_claimed(self, storage: MemorySagaStorage) -> None:
         """Each saga goes to the handler of its name; one that has none is left alone."""
         seen: dict[UUID, str] = {}
@@ -617,6 +653,20 @@ class TestWorker:
         outcomes = {record.saga_name: record.outcome for record in of_worker(caplog) if hasattr(record, "outcome")}
         assert outcomes == {"order": "recovered", "cancelled": "failed"}
         assert "a row that can't be read" in caplog.text
+
+
+class SlowToClaim(MemorySagaStorage):
+    """A claim is committed at once, and its answer takes a while."""
+
+    def __init__(self, bind: MemoryDatabase) -> None:
+        super().__init__(bind)
+        self.is_claiming = asyncio.Event()
+
+    async def claim_sagas(self, **rest: Any) -> list[SagaExecution]:  # noqa: ANN401 - as it is
+        self.is_claiming.set()
+        claimed = await super().claim_sagas(**rest)
+        await asyncio.sleep(0.02)
+        return claimed
 
 
 async def hang(_: SagaRun) -> None:
