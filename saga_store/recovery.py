@@ -57,6 +57,15 @@ class _Attempt:
     def is_at_work(self) -> bool:
         return self.task is not None and not self.task.done() and not self.task.get_loop().is_closed()
 
+    def make_its_own(self, claimed: SagaExecution) -> bool:
+        """Go on under a claim by the same owner, if the lease was taken after it, or is yet to be taken."""
+        fence = self.run._fence  # noqa: SLF001 - the worker's part of a run
+        has_overtaken = fence is None or fence > claimed.version
+        if not (self.is_at_work and has_overtaken) or self.is_lost or self.is_released:
+            return False
+        self.saga, self.was_claimed = claimed, True
+        return True
+
     def lose(self) -> None:
         """End it: somebody else has got the lease."""
         self.is_lost = True
@@ -228,8 +237,9 @@ class RecoveryWorker:
         outcome logged, and ``stop()`` waits for it. So a service needs no tasks of its own for what it begins.
 
         Returns:
-            Whether this began. False if ``concurrency`` sagas are at work, this process works on that one already, it
-            is finished, or ``stop()`` was called: unfinished, it waits until a worker claims it.
+            Whether this began. False if ``concurrency`` sagas are at work, this process works on that one already,
+            somebody else holds its lease, it is finished, or ``stop()`` was called: unfinished, it waits until a worker
+            claims it. Who takes the lease in the same moment may still be first; then it is logged as lost.
 
         Raises:
             SagaNotFoundError: No saga has this id.
@@ -241,6 +251,10 @@ class RecoveryWorker:
                 "saga_id",
                 f"must be of a saga that there is a handler for: {', '.join(self._handlers)}, not {saga.name!r}",
             )
+        if saga.lease_owner not in (None, self.owner) and await self._storage._is_held(  # noqa: SLF001 - by its own clock
+            saga_id, saga.lease_owner, saga.version
+        ):
+            return False
         async with self._turn:
             other = _all_at_work.get(saga_id)
             is_at_work = other is not None and other.is_at_work
@@ -306,10 +320,12 @@ class RecoveryWorker:
         )
 
     def _begin(self, saga: SagaExecution, *, was_claimed: bool) -> None:
+        other = _all_at_work.get(saga.id)
+        if other and other.task in self._at_work and other.make_its_own(saga):
+            return
         run = self._storage.run(saga.id, owner=self.owner, lease=self._lease, renew=True, write_ahead=self._write_ahead)
         attempt = _Attempt(saga, run, was_claimed)
         run._on_lost = attempt.lose  # noqa: SLF001 - the worker's part of a run
-        other = _all_at_work.get(saga.id)
         if other and other.lose_elsewhere():
             attempt.release()
         else:

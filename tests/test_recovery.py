@@ -25,6 +25,9 @@ Who else is there:
 - a claim by the same process, of a saga whose lease lapsed while its handler was at it: the claim has raised the
   version, so the handler is lost and is cancelled. The claim is given back, attempt and all, since nobody knows how
   soon the handler ends; another claim comes after ``stale_after``.
+- a claim by the worker that has just taken the saga (``take``), before the lease of that run is written: both are in
+  the worker's name, so the run takes the lease over from the claim, whose answer comes before or after that. The handler
+  goes on, and the attempt counts. Whether the run came after the claim is seen by the versions.
 - ``stop()`` between a claim and the first step of its task, while the run is entered, in the handler, or while the run
   is left: the task is never kept from beginning, for it alone gives back. Release and attempt are one write.
 - a commit beside an operator's verb: the row's lock decides; whoever comes second is refused by the version (the
@@ -66,6 +69,7 @@ from saga_store import (
 )
 from saga_store.recovery import Handler, RecoveryWorker
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
+from saga_store.write import Write
 from tests.databases import Database
 from tests.recovery_processes import TABLES
 
@@ -359,17 +363,21 @@ class TestWorker:
         assert (saga.status, saga.lease_owner) == (SagaStatus.COMPLETED, None)
 
     async def test_what_somebody_else_holds_isnt_taken(
-        self, storage: MemorySagaStorage, caplog: pytest.LogCaptureFixture
+        self, storage: MemorySagaStorage, clock: Clock, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Its holder goes on, and the worker logs that it was lost."""
+        """Its holder goes on, and nothing is logged; once the lease has expired, it is taken."""
         saga_id = uuid4()
         await storage.create_saga(saga_id, "order", {})
         worker = RecoveryWorker(storage, {"order": finish}, stale_after=HOUR)
         async with storage.run(saga_id, owner="somebody else", lease=HOUR):
-            assert await worker.take(saga_id)
+            assert not await worker.take(saga_id)
             await worker.poll()
             assert (await storage.get_saga(saga_id)).status is SagaStatus.PENDING
-        assert [record.outcome for record in of_worker(caplog)] == ["lost"]
+            assert of_worker(caplog) == []
+            clock.now += 2 * HOUR
+            assert await worker.take(saga_id)
+            await worker.poll()
+        assert (await storage.get_saga(saga_id)).status is SagaStatus.COMPLETED
 
     async def test_what_cant_be_taken(self, storage: MemorySagaStorage) -> None:
         """Neither a saga that isn't there, nor one that no handler is for."""
@@ -476,6 +484,62 @@ class TestWorker:
             await storage.is_claiming.wait()
             assert await worker.take(saga_id)
         assert (await storage.get_saga(saga_id)).status is SagaStatus.COMPLETED
+
+    @pytest.mark.parametrize("is_entered", [False, True])
+    @pytest.mark.parametrize("is_stopped", [False, True])
+    async def test_what_is_taken_and_then_claimed(
+        self,
+        clock: Clock,
+        caplog: pytest.LogCaptureFixture,
+        is_entered: bool,  # noqa: FBT001 - a parameter
+        is_stopped: bool,  # noqa: FBT001 - a parameter
+    ) -> None:
+        """A claim that comes before the lease of what was taken is this worker's, too: the handler goes on under it."""
+        has_claimed, may_answer, may_enter = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        class Overtakes(MemorySagaStorage):
+            async def claim_sagas(self, **rest: Any) -> list[SagaExecution]:  # noqa: ANN401 - as it is
+                claimed = await super().claim_sagas(**rest)
+                has_claimed.set()
+                await may_answer.wait()
+                return claimed
+
+            async def _write(self, write: Write) -> int:
+                if write.lease and write.lease.owner:
+                    await may_enter.wait()
+                return await super()._write(write)
+
+        storage = Overtakes(MemoryDatabase(clock=clock))
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def recover(run: SagaRun) -> None:
+            begun.set()
+            await may_end.wait()
+            await finish(run)
+
+        worker = RecoveryWorker(storage, {"order": recover}, stale_after=NOW)
+        caplog.set_level("INFO", "saga_store.recovery")
+        assert await worker.take(saga_id)
+        polling = asyncio.create_task(worker.poll())
+        async with asyncio.timeout(30):
+            await has_claimed.wait()
+            if is_entered:
+                may_enter.set()
+                await begun.wait()
+            may_answer.set()
+            await asyncio.sleep(0.01)
+            may_enter.set()
+            await begun.wait()
+            if is_stopped:
+                polling.cancel()
+            may_end.set()
+            await asyncio.wait([polling])
+        assert [record.outcome for record in of_worker(caplog)] == ["released" if is_stopped else "recovered"]
+        saga = await storage.get_saga(saga_id)
+        status, attempts = (SagaStatus.PENDING, 0) if is_stopped else (SagaStatus.COMPLETED, 1)
+        assert (saga.status, saga.recovery_attempts, saga.lease_owner) == (status, attempts, None)
 
     async def test_only_handled_names_are_claimed(self, storage: MemorySagaStorage) -> None:
         """Each saga goes to the handler of its name; one that has none is left alone."""
