@@ -92,6 +92,13 @@ class _Crowd:
         self._task = asyncio.Task(self._look(), loop=self._loop, context=self._context)
 
     async def _look(self) -> None:
+        try:
+            await self._tell()
+        finally:  # also when it is cancelled, or the driver raises that
+            if self._told and not self._loop.is_closed():
+                self._timer = self._wind()
+
+    async def _tell(self) -> None:
         asked = list(self._told)
         over: Collection[UUID] = asked
         failure: Exception | None = None
@@ -103,8 +110,6 @@ class _Crowd:
             for told in self._told.get(saga_id, ()):
                 if not told.done():
                     told.set_result(_own(failure))
-        if self._told:
-            self._timer = self._wind()
 
 
 def _own(failure: Exception | None) -> Exception | None:

@@ -26,8 +26,8 @@ Who else is there:
   version, so the handler is lost and is cancelled. The claim is given back, attempt and all, since nobody knows how
   soon the handler ends; another claim comes after ``stale_after``.
 - a claim by the worker that has just taken the saga (``take``), before the lease of that run is written: both are in
-  the worker's name, so the run takes the lease over from the claim, whose answer comes before or after that. The handler
-  goes on, and the attempt counts. Whether the run came after the claim is seen by the versions.
+  the worker's name, so the run takes the lease over from the claim, whose answer comes before or after that. The
+  handler goes on, and the attempt counts. Whether the run came after the claim is seen by the versions.
 - ``stop()`` between a claim and the first step of its task, while the run is entered, in the handler, or while the run
   is left: the task is never kept from beginning, for it alone gives back. Release and attempt are one write.
 - a commit beside an operator's verb: the row's lock decides; whoever comes second is refused by the version (the

@@ -242,6 +242,33 @@ class TestWaiting:
             await scene.other.update_status(scene.saga_id, SagaStatus.COMPLETED)
             assert (await waiting).status is SagaStatus.COMPLETED
 
+    @pytest.mark.parametrize("by", ["whoever cancels its task", "the driver"])
+    async def test_a_look_that_is_cancelled_isnt_the_last(self, by: str) -> None:
+        """Those who wait for it learn of the end from the next."""
+        looks = 0
+
+        class CancelledOnce(MemorySagaStorage):
+            async def _fetch_unfinished(self, saga_ids: Sequence[UUID]) -> Collection[UUID]:
+                nonlocal looks
+                looks += 1
+                if looks == 1:
+                    if by == "the driver":
+                        raise asyncio.CancelledError
+                    [task] = {crowd._task for crowd in self._waiting._crowds.values()} if self._waiting else {None}
+                    assert task is not None
+                    task.cancel()
+                    await asyncio.sleep(LONG.total_seconds())
+                return await super()._fetch_unfinished(saga_ids)
+
+        storage = CancelledOnce()
+        [saga_id] = await new_sagas(storage, 1)
+        [waiting] = await begin_to_wait(storage, [saga_id])
+        await until(lambda: looks > 0)
+        await storage.update_status(saga_id, SagaStatus.COMPLETED)
+        async with asyncio.timeout(10):
+            assert (await waiting).status is SagaStatus.COMPLETED
+        assert looks == 2
+
     def test_one_loop_after_the_other(self) -> None:
         """A storage whose loop was closed while somebody waited serves the next."""
 
