@@ -454,7 +454,7 @@ def _may_be_awaited(handler: object) -> bool:
     """Whether what the handler returns may be something to await; of some it is plain that it never is."""
     if not callable(handler) or isinstance(handler, type) or inspect.isbuiltin(handler):
         return False
-    function = inspect.unwrap(getattr(handler, "func", handler))
+    function = getattr(handler, "func", handler)
     if not inspect.isroutine(function):
         function = type(function).__call__
     if inspect.iscoroutinefunction(function):

@@ -45,7 +45,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import partial, update_wrapper, wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -783,6 +783,42 @@ def calls(run: SagaRun) -> Awaitable[None]:
     return finish(run)
 
 
+def in_a_thread(work: Callable[[SagaRun], None]) -> Handler:
+    @wraps(work)
+    async def in_thread(run: SagaRun) -> None:
+        await asyncio.to_thread(work, run)
+        await finish(run)
+
+    return in_thread
+
+
+def through_another(work: Callable[[SagaRun], None]) -> Handler:
+    @wraps(work)
+    def call(run: SagaRun) -> Awaitable[None]:
+        return in_a_thread(work)(run)
+
+    return call
+
+
+class Decorated:
+    """A decorator that is a class."""
+
+    def __init__(self, work: Callable[[SagaRun], None]) -> None:
+        update_wrapper(self, work)
+        self._handler = in_a_thread(work)
+
+    async def __call__(self, run: SagaRun) -> None:
+        await self._handler(run)
+
+
+def not_awaited(work: Handler) -> Callable[[SagaRun], None]:
+    @wraps(work)
+    def call(run: SagaRun) -> None:
+        work(run)
+
+    return call
+
+
 def versioned(run: SagaRun) -> int | None:
     return run.version
 
@@ -809,6 +845,10 @@ class TestSettings:
             partial(with_options, _=""),
             CallableHandler(),
             CallableHandler().method,
+            in_a_thread(plain),
+            through_another(plain),
+            Decorated(plain),
+            partial(in_a_thread(plain)),
         ],
     )
     async def test_handlers(self, handler: Handler) -> None:
@@ -819,7 +859,19 @@ class TestSettings:
         assert await storage.find_stale_sagas(stale_after=NOW) == []
 
     @pytest.mark.parametrize(
-        "handler", [plain, lambda _: None, print, SagaRun, None, "finish", finish.__name__, yields, yields_too]
+        "handler",
+        [
+            plain,
+            lambda _: None,
+            print,
+            SagaRun,
+            None,
+            "finish",
+            finish.__name__,
+            yields,
+            yields_too,
+            not_awaited(finish),
+        ],
     )
     def test_no_handlers(self, handler: Any) -> None:  # noqa: ANN401 - that is the point
         """What plainly returns nothing to await is refused, and so is what can't be called."""
