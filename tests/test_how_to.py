@@ -22,7 +22,7 @@ from saga_store import Checkpoint, SagaStatus, schema
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from tests.browser import served
 from tests.connections import engine_on
-from tests.databases import Database
+from tests.databases import Database, Databases
 from tests.pages import ROOT, Block, blocks_of
 from tests.test_recovery import wait_for
 
@@ -111,6 +111,26 @@ class TestWebFrameworks:
             schema.downgrade(database.url("psycopg"), "-1")
             assert client.get("/ready").status_code == 503
         assert admin.execute("SELECT id FROM orders").fetchall() == [(order_id,)]
+
+    def test_it_may_be_begun_again(
+        self, page: str, databases: Databases, template: Database, database: Database
+    ) -> None:
+        """Each lifespan has its own engine and worker, and the pages show what is in the database of now."""
+        [block] = blocks(page)
+        names: dict[str, Any] = {"__name__": page}
+        exec(compile(block.on(database), f"{page}.md", "exec"), names)  # noqa: S102 - it is the page's
+        with databases.clone(template) as other:
+            for each in (database, other):
+                names["URL"], order_id = each.url("asyncpg"), uuid4()
+                with psycopg.connect(each.url(), autocommit=True) as admin:
+                    admin.execute("CREATE TABLE orders (id uuid PRIMARY KEY)")
+                    with (
+                        served({page: names["app"]}, lifespan="on") as addresses,
+                        httpx.Client(base_url=addresses[page]) as client,
+                    ):
+                        assert client.put(f"/orders/{order_id}", json={"total": 24}).status_code == 202
+                        wait_for(admin, f"SELECT FROM saga_executions WHERE id = '{order_id}' AND status = 'COMPLETED'")
+                        assert client.get(f"/ops/sagas/sagas/{order_id}").status_code == 200
 
 
 @pytest.mark.usefixtures("logging_as_it_is")

@@ -1,5 +1,6 @@
 """examples/service: what its processes answer, what is left when they are killed, and whether its manifests fit it."""
 
+import asyncio
 import importlib.util
 import inspect
 import json
@@ -26,8 +27,9 @@ from examples.service.migrate import create_tables
 from examples.service.processes import Processes
 from saga_store import schema
 from saga_store.recovery import RecoveryWorker
+from tests.browser import served
 from tests.connections import free_port
-from tests.databases import Database
+from tests.databases import Database, Databases
 from tests.wheel import Environment
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +123,22 @@ def test_it_runs_on_a_machine_as_the_page_says(database: Database, tmp_path: Pat
         os.killpg(service.pid, signal.SIGINT)
     assert service.returncode == 0
     assert "Traceback" not in (tmp_path / "errors").read_text()
+
+
+def test_it_may_be_begun_again(databases: Databases, template: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second lifespan in one process, as in tests of a service, has the pages of its own database."""
+    for _ in range(2):
+        with databases.clone(template) as database:
+            monkeypatch.setenv("DATABASE_URL", database.url("asyncpg"))
+            asyncio.run(create_tables(database.url("asyncpg")))
+            order_id = str(uuid4())
+            with (
+                served({"service": web.app}, lifespan="on") as addresses,
+                httpx.Client(base_url=addresses["service"]) as client,
+            ):
+                client.put(f"/orders/{order_id}", json=COFFEE)
+                assert ended(client, order_id)["status"] == "COMPLETED"
+                assert client.get(f"/ops/sagas/sagas/{order_id}").status_code == 200
 
 
 def test_killed_processes_leave_no_order_half_done(database: Database) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response, status
+from starlette.types import Receive, Scope, Send
 
 from examples.service.orders import NewOrder, Order, place
 from examples.service.wiring import Service, opened
@@ -22,12 +23,12 @@ routes = APIRouter()
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
     logging.basicConfig(level=logging.INFO)
     # Leaving the worker waits for what is at work; what isn't finished after its grace is left to other processes.
     async with opened() as service, service.worker:
-        app.mount("/ops/sagas", create_app(service.storage))
-        yield {"service": service, "collector": SagaCollector(service.storage)}
+        storage = service.storage
+        yield {"service": service, "collector": SagaCollector(storage), "pages": create_app(storage)}
 
 
 @routes.put("/orders/{order_id}", status_code=status.HTTP_202_ACCEPTED)
@@ -82,5 +83,11 @@ async def metrics(request: Request) -> Response:
     return Response(await request.state.collector.scrape(), media_type=CONTENT_TYPE)
 
 
+async def sagas(scope: Scope, receive: Receive, send: Send) -> None:
+    """Show the pages of the lifespan that there is: an application may have several, one after the other."""
+    await scope["state"]["pages"](scope, receive, send)
+
+
 app = FastAPI(title="Orders", lifespan=lifespan)
 app.include_router(routes)
+app.mount("/ops/sagas", sagas)
