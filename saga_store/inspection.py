@@ -314,8 +314,8 @@ class SagaFigures:
         estimated: The names of those figures that are estimates in this answer.
         hot_share: Of the updates of a table's rows, how many needed no index entry, 0 to 1; None without updates.
         last_vacuum: When a table was last vacuumed, by itself or by a person; None: never since the statistics began.
-        retention_lag: For how long the oldest saga that should have been let go has been so, as far as a walk of 20,000
-            rows from where the last archive ended tells; None if no policy was given.
+        retention_lag: For how long the oldest saga that should have been let go has been so, as far as looks at the
+            oldest 200,000 rows, and at as many from where the last archive ended, tell; None if no policy was given.
         archived_sagas: How many sagas have been let go.
         archived_bytes: How big the objects of their archives are together.
         archives_failed_24h: How many archives have failed that were begun in the last 24 hours.

@@ -116,9 +116,12 @@ class Terms:
     @property
     def least(self) -> float | None:
         """The shortest of them; None if everything is kept for ever."""
-        return min(
-            (term for term in (self.completed, self.failed, *self.names.values()) if term is not None), default=None
-        )
+        return min(self.finite, default=None)
+
+    @property
+    def finite(self) -> set[float]:
+        """Those after which something goes."""
+        return {term for term in (self.completed, self.failed, *self.names.values()) if term is not None}
 
 
 def checked_terms(policy: Retention) -> Terms:
@@ -402,14 +405,22 @@ def checked_record(record: SagaRecord) -> SagaRecord:
 
 def _check_context(record: SagaRecord) -> None:
     text = valid_text("context", record.context)
-    is_object = text.lstrip(_JSON_SPACE).startswith("{") and text.rstrip(_JSON_SPACE).endswith("}")
-    if is_object and len(text) <= _MOST_PARSED:
-        try:
+    try:
+        check_is_object(text)
+        if len(text) <= _MOST_PARSED:
             json.loads(text, parse_int=str, parse_float=str)
-        except (ValueError, RecursionError):
-            is_object = False
-    if not is_object:
-        raise InvalidSagaDataError("context", f"must be the text of a JSON object: {text!r:.60} of {record.id}")
+    except RecursionError:
+        return  # deeper than Python reads, but PostgreSQL has had it
+    except ValueError:
+        raise InvalidSagaDataError(
+            "context", f"must be the text of a JSON object: {text!r:.60} of {record.id}"
+        ) from None
+
+
+def check_is_object(context: str) -> None:
+    """Raise ValueError if this isn't the beginning of an object, as JSON's text."""
+    if not context.lstrip(_JSON_SPACE).startswith("{"):
+        raise ValueError(f"its context is no JSON object: {context!r:.60}")
 
 
 def same_content(record: SagaRecord, other: SagaRecord) -> bool:

@@ -19,7 +19,7 @@ from saga_store import Checkpoint, SagaArchivedError, SagaStatus, SagaStepStatus
 from saga_store.retention_model import Restored, SagaRecord
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.statement import Statement
-from saga_store.testing.retention import RetentiveStorage, expired, finished, let_go, read, stored, verified
+from saga_store.testing.retention import Kept, RetentiveStorage, expired, finished, let_go, read, stored, verified
 from saga_store.write import Write
 from saga_store.write_ids import identified
 from tests.connections import engine_on
@@ -135,6 +135,72 @@ class TestLedger:
                 await joined.log_step(another, "late", "act", SagaStepStatus.FAILED)
                 await session.commit()
         assert len(await storage.get_step_history(another)) == 3
+
+
+class TestLag:
+    """How far behind an archiver is, which nobody else would tell; days ago a walk had come to its end."""
+
+    DAYS = 20
+
+    @pytest.fixture
+    def fill(self, database: Database) -> Callable[..., None]:
+        """Insert so many sagas that were created and had ended so many days ago, within an hour; also as stubs."""
+
+        def fill(count: int, days: float, *, name: str = "order", stub: bool = False) -> None:
+            with psycopg.connect(database.url()) as connection:
+                connection.execute(
+                    """
+                    INSERT INTO saga_executions (id, name, status, context, created_at, updated_at, archived_at)
+                    SELECT gen_random_uuid(), %(name)s, 'COMPLETED', '{}', at, at, CASE WHEN %(stub)s THEN now() END
+                    FROM generate_series(1, %(count)s) AS number, LATERAL (
+                        SELECT now() - make_interval(secs => %(days)s * 86400 - 3600.0 * number / %(count)s) AS at) AS t
+                    """,
+                    {"name": name, "stub": stub, "count": count, "days": days},
+                )
+
+        return fill
+
+    def walked(self, database: Database, *, uri: str | None = "memory://x") -> None:
+        with psycopg.connect(database.url()) as connection:
+            connection.execute(
+                "INSERT INTO saga_archives (id, uri, state, archived_by, begun_at, archived_at) "
+                "SELECT gen_random_uuid(), %s, 'REMOVED', 'cron', at, at FROM (SELECT now() - %s) AS t (at)",
+                [uri, timedelta(days=self.DAYS)],
+            )
+
+    async def test_behind_more_stubs_than_a_page_looks_at(
+        self, storage: RetentiveStorage, database: Database, fill: Callable[..., None]
+    ) -> None:
+        """A day's work of a busy shop was let go before the archiver ceased."""
+        fill(30_000, self.DAYS + 31, stub=True)
+        fill(3, self.DAYS + 29.5)
+        self.walked(database)
+        figures = await storage.get_figures(retention=Kept(completed=timedelta(days=30)))
+        assert figures.retention_lag is not None
+        assert timedelta(days=self.DAYS - 1) < figures.retention_lag < timedelta(days=self.DAYS)
+
+    async def test_of_what_is_kept_longer_than_the_rest(
+        self, storage: RetentiveStorage, database: Database, fill: Callable[..., None]
+    ) -> None:
+        """Each term has a place of its own where the last walk ended; stubs of years lie before them."""
+        fill(210_000, 400, stub=True)
+        fill(3, self.DAYS + 29.5)
+        self.walked(database)
+        kept = Kept(completed=timedelta(days=30), names={"tmp": timedelta(hours=1)})
+        figures = await storage.get_figures(retention=kept)
+        assert figures.retention_lag is not None
+        assert timedelta(days=self.DAYS - 1) < figures.retention_lag < timedelta(days=self.DAYS)
+
+    @pytest.mark.parametrize("uri", [None, "memory://x"])
+    async def test_what_another_policy_has_let_go_hides_nothing(
+        self, storage: RetentiveStorage, database: Database, fill: Callable[..., None], uri: str | None
+    ) -> None:
+        """A purge, or an archive, of one name only."""
+        fill(3, 100)
+        self.walked(database, uri=uri)
+        figures = await storage.get_figures(retention=Kept(completed=timedelta(days=30)))
+        assert figures.retention_lag is not None
+        assert timedelta(days=69) < figures.retention_lag < timedelta(days=71)
 
 
 class TestRuns:

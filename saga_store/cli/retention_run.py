@@ -12,6 +12,7 @@ from saga_store.cli.storages import opened_storage
 from saga_store.cli.verbs import Run
 from saga_store.errors import ArchiverBusyError, InvalidSagaDataError, SchemaError, StorageUnavailableError
 from saga_store.retention import ArchiveError
+from saga_store.retention.archiving import positive
 from saga_store.sharding import ShardedSagaStorage
 from saga_store.storage import SagaStorage
 
@@ -22,7 +23,8 @@ class Stop:
     """Whether to end between two steps: by Ctrl-C or SIGTERM, or when the time is up."""
 
     def __init__(self, max_seconds: float | None) -> None:
-        self._deadline = None if max_seconds is None else asyncio.get_running_loop().time() + max_seconds
+        seconds = positive("max_seconds", max_seconds)
+        self._deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
         self.signalled = False
 
     def __call__(self) -> bool:

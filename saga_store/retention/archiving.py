@@ -30,8 +30,8 @@ from saga_store.retention.manifest import (
 from saga_store.retention.over_shards import each_shard
 from saga_store.retention.policy import RetentionPolicy
 from saga_store.retention.reading import Place, as_storage, check_archive, read_manifest
-from saga_store.retention.removing import forget_stubs, make_stubs
-from saga_store.retention.target import Target, Writing, temporary
+from saga_store.retention.removing import end_purges, forget_stubs, make_stubs
+from saga_store.retention.target import Target, temporary
 from saga_store.retention.threads import in_thread
 from saga_store.retention_model import (
     ArchiveState,
@@ -184,9 +184,9 @@ async def archive(  # noqa: PLR0913 - what, where to, and when to stop; all with
         Target.of(target),
         policy,
         _Limits(
-            _positive("max_sagas", max_sagas),
-            _positive("sagas_per_archive", sagas_per_archive) or 0,
-            None if max_seconds is None else began + (_positive("max_seconds", max_seconds) or 0),
+            positive("max_sagas", max_sagas),
+            positive("sagas_per_archive", sagas_per_archive) or 0,
+            None if max_seconds is None else began + (positive("max_seconds", max_seconds) or 0),
             should_stop,
         ),
         by or default_by(),
@@ -195,6 +195,7 @@ async def archive(  # noqa: PLR0913 - what, where to, and when to stop; all with
         report=report,
     )
     await (run.look() if dry_run else run.archive())
+    run.done.unreadable = list(dict.fromkeys(run.done.unreadable))  # a run may come by twice
     run.done.seconds = time.monotonic() - began
     return run.done
 
@@ -315,10 +316,7 @@ class _Run:
 
     async def _write(self, manifest: Manifest, file: ArchiveFile) -> None:
         """Write it all, and see that it is there."""
-        writing = await Writing.begin(self._target, manifest.path)
-        for piece in file.pieces():
-            await writing.write([piece])
-        await writing.finish()
+        await self._target.write_pieces(manifest.path, file.pieces())
         content = encode_manifest(manifest)
         await self._target.write(manifest.own_path, content)
         self._tell("verifying")
@@ -359,11 +357,23 @@ class _Run:
         return await forget_stubs(self._storage, self._policy.forget_after, self._limits.are_reached, told)
 
     async def _clear_away(self) -> None:
-        """Give up what was being written when its archiver died, and remove what is there of it."""
+        """Give up what was being written when its archiver died, and remove what is there of it.
+
+        A whole archive stays: this database may be a copy of the one that has verified it since, and let its sagas go.
+        """
+        await end_purges(self._storage)
         for row in await self._rows(ArchiveState.WRITING):
-            if row.uri is not None:
-                path = self._target.path(row.uri)
-                await self._give_up(row.id, path, ArchiveError("its archiver ended before it was verified"))
+            path = self._target.path(row.uri or "")
+            why = "its archiver ended before it was verified"
+            if path is not None and await self._may_be_whole(path):
+                path, why = None, f"{why}; what it wrote is whole, and stays"
+            await self._give_up(row.id, path, ArchiveError(why))
+
+    async def _may_be_whole(self, path: str) -> bool:
+        try:
+            return await self._target.has(manifest_path(path))
+        except ArchiveError:
+            return True
 
     async def _give_up(self, archive_id: UUID, path: str | None, why: Exception) -> None:
         given_up = await self._storage.fail_archive(archive_id, error=str(why)[:1000])
@@ -407,7 +417,7 @@ class _Run:
         return self._limits.are_reached()
 
     def _room(self, most: int) -> int:
-        return most if self._limits.sagas is None else min(most, self._limits.sagas - self.done.sagas)
+        return most if self._limits.sagas is None else max(0, min(most, self._limits.sagas - self.done.sagas))
 
     def _count(self, page: ExpiredPage) -> None:
         for saga in page.sagas:
@@ -422,7 +432,7 @@ class _Run:
         self._report(ArchiveProgress(self.done.sagas + more, self.done.removed, len(self.done.archives), doing))
 
 
-def _positive(field: str, value: float | None) -> int | None:
+def positive(field: str, value: float | None) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not 0 < value < _MOST:

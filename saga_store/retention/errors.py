@@ -1,6 +1,8 @@
 """What can go wrong with an archive, beyond what can go wrong with a storage."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from saga_store.errors import SagaStoreError
@@ -52,3 +54,16 @@ class ShardsFailedError(ArchiveError):
     def __str__(self) -> str:
         failed = "; ".join(f"shard {place}: {error}" for place, error in sorted(self.errors.items()))
         return f"{failed}; the other shards are done, and once more completes the rest"
+
+
+@contextmanager
+def on_disk(*kinds: type[Exception]) -> Iterator[None]:
+    """Translate what goes wrong with temporary files: an OSError, or one of these kinds."""
+    translated: tuple[type[Exception], ...] = (OSError, *kinds)
+    try:
+        yield
+    except translated as exc:
+        raise ArchiveError(
+            f"the folder for temporary files, {tempfile.tempdir or 'which TMPDIR names'}, can't take them: {exc}; free "
+            "some space there, or name another one by TMPDIR"
+        ) from exc

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from saga_store.model import SagaLogEntry
 from saga_store.retention import lines
-from saga_store.retention.errors import ArchiveDamagedError, ArchiveError
+from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, on_disk
 from saga_store.retention.manifest import Line, Manifest, compression_of
 from saga_store.retention_model import SagaHead, SagaRecord
 
@@ -57,6 +57,7 @@ class ArchiveFile:
         self._in_history = False
         self.lines: list[Line] = []
 
+    @on_disk()
     def write(self, parts: Sequence[Part]) -> None:
         for part in parts:
             match part:
@@ -71,18 +72,21 @@ class ArchiveFile:
                 case _:
                     self._put_entries(part)
 
+    @on_disk()
     def begin_frame(self) -> int:
         """Begin what can be taken back, and return from where."""
         self._file.write(self._compressor.flush())
         self._compressor = _new_compressor(self._compression)
         return self._file.tell()
 
+    @on_disk()
     def take_back(self, position: int) -> None:
         """Drop what was written of a saga since ``begin_frame``."""
         self._compressor = _new_compressor(self._compression)
         self._file.seek(position)
         self._file.truncate()
 
+    @on_disk()
     def finish(self) -> tuple[str, int]:
         """Return the SHA-256 and the size of the whole."""
         self._file.write(self._compressor.flush())

@@ -89,10 +89,13 @@ class Filling:
         self._unreadable += sizes  # those that didn't come
 
     async def _gather(self, reading: SagaReading, size: int) -> None:
-        self._gathered.append(reading.head)
-        self._gathered += [piece async for piece in reading.context()]
-        self._gathered += [entries async for entries in reading.entries()]
-        self._gathered.append(None)
+        try:
+            context = [piece async for piece in reading.context()]
+            entries = [page async for page in reading.entries()]
+        except SagaUnreadableError:
+            self._unreadable.append(reading.head.mark.id)
+            return
+        self._gathered += [reading.head, *context, *entries, None]
         self._gathered_bytes += size
         if self._gathered_bytes >= _GATHERED:
             await self._write()

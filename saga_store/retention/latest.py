@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+from saga_store.retention.errors import on_disk
 from saga_store.retention.lines import written
 from saga_store.retention_model import SagaMark
 
@@ -21,6 +22,7 @@ class Latest:
         import sqlite3  # noqa: PLC0415 - some builds of Python lack it, and nothing else needs it
 
         # A file without a name, which goes with the connection.
+        self._error = sqlite3.Error
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._database.execute(
             "CREATE TABLE latest (id BLOB PRIMARY KEY, version INT, entries INT, last_entry_id INT,"
@@ -37,6 +39,15 @@ class Latest:
         self._database.close()
 
     def add(self, archive: int, written_at: datetime, marks: Iterable[SagaMark]) -> None:
+        """Remember an archive's sagas.
+
+        Raises:
+            ArchiveError: The disk is full.
+        """
+        with on_disk(self._error):
+            self._add(archive, written_at, marks)
+
+    def _add(self, archive: int, written_at: datetime, marks: Iterable[SagaMark]) -> None:
         moment = written(written_at)
         self._database.execute("BEGIN")
         self._database.executemany(

@@ -5,11 +5,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from saga_store.retention.errors import ArchiveError
+from saga_store.retention.errors import ArchiveError, on_disk
 from saga_store.retention.files import Found
 from saga_store.retention.manifest import Manifest, parquet_paths
 from saga_store.retention.reading import read_archive
-from saga_store.retention.target import Target, Writing
+from saga_store.retention.target import Target
 from saga_store.retention.threads import in_thread
 from saga_store.retention_model import SagaRecord
 
@@ -33,10 +33,7 @@ async def write_parquet(target: Target, manifest: Manifest) -> None:
             await in_thread("parquet", lambda: _add(batch, sagas, entries))  # noqa: B023 - it is awaited here
         for table, path in zip((sagas, entries), parquet_paths(manifest.path), strict=True):
             await in_thread("parquet", table.finish)
-            writing = await Writing.begin(target, path)
-            for piece in table.pieces():
-                await writing.write([piece])
-            await writing.finish()
+            await target.write_pieces(path, table.pieces())
     finally:
         sagas.close()
         entries.close()
@@ -57,12 +54,14 @@ class _Table:
         self._rows: list[tuple[object, ...]] = []
         self._bytes = 0
 
+    @on_disk()
     def add(self, row: tuple[object, ...], size: int) -> None:
         self._rows.append(row)
         self._bytes += size
         if len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._flush()
 
+    @on_disk()
     def finish(self) -> None:
         self._flush()
         self._writer.close()

@@ -125,7 +125,7 @@ async def search(archive: Place, saga_id: UUID) -> Found | None:
 
 @dataclass(frozen=True, slots=True)
 class FoundArchives:
-    """The manifests at a place, and files that belong to none; ``is_whole`` if it is a target and not a part of one."""
+    """The manifests at a place, and files that belong to none; ``is_whole`` unless a single archive was named."""
 
     target: Target
     manifests: Sequence[str]
@@ -148,7 +148,7 @@ async def find(archive: Place) -> FoundArchives:
     manifests = [path for path in files if path.endswith(MANIFEST)]
     stems = {path.removesuffix(MANIFEST) for path in manifests}
     strays = [path for path in files if path != MARKER and path.partition(".")[0] not in stems]
-    return FoundArchives(archive, manifests, strays, is_whole=MARKER in files)
+    return FoundArchives(archive, manifests, strays, is_whole=True)
 
 
 async def read_manifest(target: Target, path: str, row: SagaArchive | None = None) -> Manifest:

@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -34,6 +34,10 @@ _LOCAL = {"file", "local"}
 _NOBODYS = {"lost+found"}
 _SECRETS = re.compile(r"key|secret|token|pass|credential|connection_string|sas|auth", re.IGNORECASE)
 _USER_INFO = re.compile(r"//[^/@\s'\"]+@")
+# Of a URI, up to the last @ of its authority, for a password may have one.
+_AUTHORITY = re.compile(r"//([^/?#]*)@")
+# What would be one if its password were escaped; elsewhere it may be a path.
+_LIKE_AUTHORITY = re.compile(r"//([^/?#@:]*:(?!\d*(?:[/?#]|$))[^@]*)@")
 _QUERY = re.compile(r"\?[^\s'\"<>]+")
 _SHORTEST_SECRET = 3
 # Of a manifest, which has about 130 bytes for each of its sagas.
@@ -89,6 +93,7 @@ class Target:
         try:
             self._fs, root = url_to_fs(uri, **options)
         except Exception as exc:  # noqa: BLE001 - each file system has errors of its own
+            self.name = without_secrets(_LIKE_AUTHORITY.sub("//", uri)).rstrip("/")
             problem = self._problem("can't be used", exc)
         if problem:
             raise problem  # out here, where it has no context: that may have a password in it
@@ -111,7 +116,8 @@ class Target:
 
     def path(self, uri: str) -> str | None:
         """Return the path of what has this name; None if it is elsewhere."""
-        return uri.removeprefix(f"{self.name}/") if uri.startswith(f"{self.name}/") else None
+        path = uri.removeprefix(f"{self.name}/")
+        return None if path == uri or {"", ".", ".."} & {*path.split("/")} else path
 
     async def prepare(self, *, writes: bool = True) -> None:
         """See that it is there, and a place for archives; if it is to be written and is empty, make it one.
@@ -124,6 +130,23 @@ class Target:
     async def files(self, below: str = "") -> list[str]:
         """List the paths of all files, sorted; nothing if there is no such folder."""
         return await self.run("listing it", lambda _: self._files(below))
+
+    async def has(self, path: str) -> bool:
+        """Return whether there is such a file.
+
+        Raises:
+            TargetError: It can't be seen.
+        """
+
+        def look(_: Call) -> bool:
+            self._fs.invalidate_cache()
+            try:
+                self._fs.info(self._at(path))
+            except FileNotFoundError:
+                return False
+            return True
+
+        return await self.run(f"looking for {path}", look)
 
     async def open(self, path: str) -> "BufferedIOBase":
         """Open a file to read.
@@ -157,10 +180,19 @@ class Target:
         return content
 
     async def write(self, path: str, content: bytes) -> None:
-        """Write a small file, under another name first."""
+        """Write a small file; as ``write_pieces`` does."""
+        await self.write_pieces(path, [content])
+
+    async def write_pieces(self, path: str, pieces: Iterable[bytes]) -> None:
+        """Write a file, under another name until it is whole; of one that fails nothing comes later."""
         writing = await Writing.begin(self, path)
-        await writing.write([content])
-        await writing.finish()
+        try:
+            for piece in pieces:
+                await writing.write([piece])
+            await writing.finish()
+        except BaseException:
+            writing.abandon()
+            raise
 
     async def remove(self, path: str) -> None:
         """Remove a file, if it is there."""
@@ -297,6 +329,10 @@ class Writing:
 
         await self.run(write)
 
+    def abandon(self) -> None:
+        """Have nothing more come of it; nobody waits for that."""
+        in_thread("archive", lambda: _let_go(self._file))
+
     async def finish(self) -> None:
         """See it onto the disk, and give it its name."""
 
@@ -309,21 +345,34 @@ class Writing:
         await self.run(finish)
 
 
+def _let_go(file: Any) -> None:  # noqa: ANN401 - any of fsspec's
+    """Close a file without what is left of it: fsspec's own would be finished when it is collected, anywhere."""
+    from fsspec.spec import AbstractBufferedFile  # noqa: PLC0415 - of an extra
+
+    with suppress(Exception):
+        if isinstance(file, AbstractBufferedFile):
+            file.closed = True
+            file.discard()
+        else:
+            file.close()
+
+
 def temporary(path: str) -> str:
     return f"{path}.part"
 
 
 def without_secrets(uri: str) -> str:
     """Return a URI without user, password, query and fragment."""
-    return re.split(r"[?#]", _USER_INFO.sub("//", uri), maxsplit=1)[0]
+    return re.split(r"[?#]", _AUTHORITY.sub("//", uri), maxsplit=1)[0]
 
 
 def _secrets(uri: str, options: Mapping[str, object]) -> list[str]:
     found: set[str] = set()
+    for user_info in [*_AUTHORITY.findall(uri), *_LIKE_AUTHORITY.findall(uri)]:
+        found |= {user_info, *user_info.split(":", 1), *re.split(r"[:/?#]", user_info)}
     with suppress(ValueError):
         parts = urlsplit(uri)
-        user_info = parts.netloc.rpartition("@")[0]
-        found |= {user_info, *user_info.split(":", 1), parts.query, parts.fragment}
+        found |= {parts.query, parts.fragment}
         found |= {value for _, value in parse_qsl(parts.query)}
 
     def look(given: Mapping[str, object]) -> None:

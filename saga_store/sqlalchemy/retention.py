@@ -51,8 +51,9 @@ from saga_store.storage import SagaStorage
 _T = TypeVar("_T")
 _logger = logging.getLogger("saga_store")
 _FOREIGN_KEY = "23503"
-# What goes on for longer may be missed by the lag.
+# What goes on for longer may be missed by the lag, and so may what comes after so many pages of what isn't due.
 _LONG_SAGA = timedelta(days=1)
+_PAGES_OF_LAG = 10
 
 
 def as_moment(written: str) -> datetime:
@@ -228,27 +229,47 @@ class KeepingStorage(SagaStorage):
         return forgotten, Cursor(last[0], UUID(last[1])) if seen == sql.SEEN_AT_ONCE else None
 
     async def _fetch_lag(self, terms: Terms) -> timedelta:
-        """Return for how long the first saga that should be gone has been so, of those that the last walk hadn't met.
+        """Return for how long the first saga that should be gone has been so, of those that were looked at.
 
-        Of a walk that came to its end it is known when that was: whatever was old enough then has been met.
+        These are the oldest, and those from where the last walk ended: of one that came to its end it is known when
+        that was, so whatever was old enough then has been met, if that walk was by this policy.
         """
         if terms.least is None:
             return timedelta()
-        after = await self._walked_to(terms.least)
-        parameters = _of_terms(terms) | {"limit": 1}
-        if after is not None:
-            parameters |= {"after_created_at": after.created_at, "after_id": str(after.id)}
-        _, *found = await self._read(sql.EXPIRED if after is None else sql.EXPIRED_AFTER, parameters)
-        return timedelta(seconds=found[0][-1]) if found else timedelta()
+        starts = [None, *await self._walked_to(terms)]
+        return max([await self._first_overdue(terms, start) for start in dict.fromkeys(starts)])
 
-    async def _walked_to(self, least: float) -> Cursor | None:
+    async def _first_overdue(self, terms: Terms, after: Cursor | None) -> timedelta:
+        parameters = _of_terms(terms) | {"limit": 1}
+        for _ in range(_PAGES_OF_LAG):
+            if after is not None:
+                parameters |= {"after_created_at": after.created_at, "after_id": str(after.id)}
+            (seen, last), *found = await self._read(sql.EXPIRED if after is None else sql.EXPIRED_AFTER, parameters)
+            if found:
+                return timedelta(seconds=found[0][-1])
+            if seen < sql.SEEN_AT_ONCE:
+                break
+            after = Cursor(last[0], UUID(last[1]))
+        return timedelta()
+
+    async def _walked_to(self, terms: Terms) -> list[Cursor]:
+        """Return from where on sagas may be due that the last walk didn't meet: for each term its own place.
+
+        A saga is due by when it ended, and a walk goes by when they were created: so it is looked at from there, and
+        from so much before as a saga may have taken.
+        """
         archives = (await self._fetch_archives([ArchiveState.VERIFIED, ArchiveState.REMOVED], 1, None)).archives
         if not archives:
-            return None
+            return []
         [last] = archives
         if last.watermark is not None or last.archived_at is None:
-            return read_cursor(last.watermark)
-        return Cursor(as_written(last.archived_at - timedelta(seconds=least) - _LONG_SAGA), UUID(int=0))
+            watermark = read_cursor(last.watermark)
+            return [watermark] if watermark else []
+        return [
+            Cursor(as_written(last.archived_at - timedelta(seconds=term) - took), UUID(int=0))
+            for term in terms.finite
+            for took in (timedelta(), _LONG_SAGA)
+        ]
 
     async def _delete(self, saga_ids: Sequence[UUID], age: Parameters) -> int:
         """Delete stubs, but for those that are referred to: by an application's table, or by entries that came late."""

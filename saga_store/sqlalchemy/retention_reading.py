@@ -5,13 +5,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from typing import Any, TypeAlias
 from uuid import UUID
 
+from saga_store.errors import SagaUnreadableError
 from saga_store.model import SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.retention_model import ExpiredSaga, SagaHead, SagaMark, SagaReading
+from saga_store.retention_storage import check_is_object
 from saga_store.sqlalchemy import retention_sql as sql
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.wire import Parameters, Rows, read_moment, read_text
 from saga_store.sqlalchemy.write_parameters import ids_as_text
-from saga_store.validation import valid_action
+from saga_store.validation import valid_action, valid_count, valid_name
 
 _logger = logging.getLogger("saga_store")
 
@@ -22,6 +24,7 @@ _MOST_AT_ONCE = 500
 _MOST_BYTES_AT_ONCE = 2**22
 _MOST_ENTRIES_AT_ONCE = 5000
 _LONGEST_PIECE = 2**20
+_BEFORE_ALL = -(2**63)
 
 
 async def read_sagas(run: Run, sagas: Sequence[ExpiredSaga]) -> AsyncIterator[SagaReading]:
@@ -83,7 +86,12 @@ class _Big(SagaReading):
         while True:
             asked = {"saga_id": str(self.head.mark.id), "first": first}
             [(sent,)] = await self._run(sql.CONTEXT_PIECE, asked)
-            piece = read_text(sent)
+            try:
+                piece = read_text(sent)
+                if first == 1:
+                    check_is_object(piece)
+            except ValueError as exc:
+                raise _unreadable(self.head.mark.id, exc) from exc
             del sent
             for start in range(0, len(piece), _LONGEST_PIECE):
                 yield piece[start : start + _LONGEST_PIECE]
@@ -92,10 +100,13 @@ class _Big(SagaReading):
             first += len(piece)
 
     async def entries(self) -> AsyncIterator[Sequence[SagaLogEntry]]:
-        saga_id, after, left = self.head.mark.id, 0, self.head.mark.entries
+        saga_id, after, left = self.head.mark.id, _BEFORE_ALL, self.head.mark.entries
         while left > 0:
             rows = await self._run(sql.ENTRIES_PAGE, {"saga_id": str(saga_id), "after": after})
-            page = [as_entry(saga_id, *row) for row in rows]
+            try:
+                page = [_archivable(as_entry(saga_id, *row)) for row in rows]
+            except ValueError as exc:
+                raise _unreadable(saga_id, exc) from exc
             if not page:
                 return
             after, left = page[-1].id, left - len(page)
@@ -122,8 +133,10 @@ async def _read_many(run: Run, group: Sequence[ExpiredSaga]) -> list[SagaReading
         if head is None:
             continue
         try:
-            entries = [as_entry(mark.id, *entry) for entry in histories.get(mark.id.int, ())]
-            found.append(_Small(head, read_text(row[7]), entries))
+            entries = [_archivable(as_entry(mark.id, *entry)) for entry in histories.get(mark.id.int, ())]
+            context = read_text(row[7])
+            check_is_object(context)
+            found.append(_Small(head, context, entries))
         except ValueError as exc:
             _left_out(mark.id, exc)
     return found
@@ -133,10 +146,10 @@ def _head(mark: SagaMark, row: Sequence[Any]) -> SagaHead | None:
     _, name, status, version, attempts, created_at, updated_at, _ = row
     try:
         return SagaHead(
-            SagaMark(mark.id, version, mark.entries, mark.last_entry_id),
-            read_text(name),
+            SagaMark(mark.id, valid_count("version", version, least=1), mark.entries, mark.last_entry_id),
+            valid_name("name", read_text(name)),
             SagaStatus(read_text(status)),
-            attempts,
+            valid_count("recovery_attempts", attempts),
             read_moment(created_at),
             read_moment(updated_at),
         )
@@ -145,8 +158,21 @@ def _head(mark: SagaMark, row: Sequence[Any]) -> SagaHead | None:
         return None
 
 
+def _unreadable(saga_id: UUID, exc: ValueError) -> SagaUnreadableError:
+    _left_out(saga_id, exc)
+    return SagaUnreadableError(saga_id, str(exc))
+
+
 def _left_out(saga_id: UUID, exc: ValueError) -> None:
     _logger.warning("saga %s can't be read, and is left out: %s", saga_id, exc, extra={"saga_id": saga_id})
+
+
+def _archivable(entry: SagaLogEntry) -> SagaLogEntry:
+    """Return an entry; ValueError if an archive couldn't be read that has it."""
+    valid_name("step_name", entry.step_name)
+    if entry.id < 1:
+        raise ValueError(f"entry {entry.id} has no id greater than zero")
+    return entry
 
 
 def as_entry(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statements

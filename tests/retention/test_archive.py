@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from saga_store import (
     Checkpoint,
     InvalidSagaDataError,
+    LogStep,
     MemoryDatabase,
     MemorySagaStorage,
     SagaAlreadyExistsError,
@@ -34,11 +36,14 @@ from saga_store.retention import (
     Target,
     TargetError,
     archive,
+    archiving,
     find_archived,
     restore,
     verify,
 )
 from saga_store.retention.manifest import MANIFEST, Manifest
+from saga_store.retention.removing import purge
+from saga_store.retention.target import MARKER
 from saga_store.retention_model import ArchiveState
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from tests.databases import Database, Databases
@@ -100,6 +105,72 @@ class TestArchive:
         assert (gone.removed, gone.forgotten, gone.is_complete) == (0, 8, True)
         assert [await storage.find_stub(saga_id) for saga_id in ids + more] == [None] * 8
         assert not (await verify(target, storage)).problems
+
+    async def test_a_copy_of_the_database_takes_nothing_from_the_original(
+        self, twin: MemorySagaStorage, target: Target
+    ) -> None:
+        """Restored from the time when an archive was being written, and run against the same target."""
+        originals = await records(twin, await make_finished(twin, 3))
+        [row] = (await archive(twin, target, ALL)).archives
+        copy = MemorySagaStorage(MemoryDatabase())
+        await make_finished(copy, 1)
+        await copy.begin_archive(row.id, uri=row.uri, by="the same archiver")
+
+        assert (await archive(copy, target, ALL)).is_complete
+        assert (await copy.get_archive(row.id)).state is ArchiveState.FAILED
+        assert "is whole, and stays" in ((await copy.get_archive(row.id)).error or "")
+        assert not (await verify(target, twin)).problems
+        assert await check_nothing_is_lost(twin, target, originals) == set(originals)
+
+    async def test_a_limit_holds_for_what_is_resumed(
+        self, storage: SagaStorage, target: Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may be more than the limit; nothing else is begun then."""
+        await make_finished(storage, 9)
+
+        async def stopped(*_: object) -> bool:
+            return False
+
+        with monkeypatch.context() as patched:
+            patched.setattr(archiving, "make_stubs", stopped)
+            await archive(storage, target, ALL)
+        await make_finished(storage, 1)
+        resumed = await archive(storage, target, ALL, max_sagas=2)
+        assert (resumed.sagas, resumed.removed, resumed.is_complete) == (9, 9, False)
+        assert (await archive(storage, target, ALL)).is_complete
+
+    @pytest.mark.parametrize("ends", ["purge", "archive"])
+    @pytest.mark.parametrize("verified", [False, True])
+    async def test_a_purge_that_was_killed_is_ended(
+        self, storage: SagaStorage, target: Target, ends: str, *, verified: bool
+    ) -> None:
+        """By the next purge or archive: a line that nobody ends would be told of for ever."""
+        await make_finished(storage, 2)
+        row = await storage.begin_archive(uuid4(), uri=None, by="killed")
+        if verified:
+            await storage.verify_archive(row.id, sha256=None, sagas=2, entries=1, bytes=0, watermark=None)
+        if ends == "purge":
+            assert await purge(storage, ALL, by="alice") == 2
+        else:
+            report = await archive(storage, target, ALL)
+            assert (report.left, report.removed) == ([], 2)
+        ended = await storage.get_archive(row.id)
+        assert ended.state is (ArchiveState.REMOVED if verified else ArchiveState.FAILED)
+        assert (await storage.get_figures()).oldest_open_archive == timedelta(0)
+
+    async def test_a_full_disk_of_ones_own_is_told(
+        self, twin: MemorySagaStorage, target: Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By one line with the remedy; nothing is begun, and nothing removed."""
+        await make_finished(twin, 3)
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", full)
+        with pytest.raises(ArchiveError, match="No space left on device; free some space there, or name another"):
+            await archive(twin, target, ALL)
+        assert await states(twin) == []
 
     async def test_an_engine_is_as_good_as_a_storage(
         self, make_engine: Callable[..., AsyncEngine], target: Target
@@ -235,6 +306,57 @@ class TestLetters:
 
         assert (report.removed, report.unreadable) == (2, [ids[1]])
         assert await storage.find_stub(ids[1]) is None
+
+    @pytest.mark.parametrize("entries", [2, 1_201])
+    @pytest.mark.parametrize(
+        ("table", "oddity"),
+        [
+            ("saga_logs", "created_at = 'infinity'"),
+            ("saga_logs", "step_name = ''"),
+            ("saga_logs", "id = -id"),
+            ("saga_executions", "name = ''"),
+            ("saga_executions", "version = 0"),
+            ("saga_executions", "recovery_attempts = -1"),
+            ("saga_executions", "context = ' [1]'"),
+            ("saga_executions", "context = to_json(repeat('x', 300000))"),
+        ],
+    )
+    async def test_whatever_is_odd_stops_no_other(  # noqa: PLR0913, PLR0917 - three fixtures, and what is odd
+        self,
+        make_engine: Callable[..., AsyncEngine],
+        admin: psycopg.Connection,
+        target: Target,
+        entries: int,
+        table: str,
+        oddity: str,
+    ) -> None:
+        """What an archive couldn't be read with, or couldn't be restored with, stays; again and again."""
+        storage = SqlAlchemySagaStorage(make_engine("psycopg"))
+        ids = await make_finished(storage, 3)
+        steps = [LogStep("pay", "act", SagaStepStatus.STARTED)] * entries
+        odd = uuid4()
+        await storage.save(Checkpoint(odd, name="odd", status=SagaStatus.COMPLETED, context={}, steps=steps))
+        row = "%s" if table == "saga_executions" else "(SELECT max(id) FROM saga_logs WHERE saga_id = %s)"
+        admin.execute(f"UPDATE {table} SET {oddity} WHERE id = {row}", [odd])  # noqa: S608 - of the above
+        for more in (0, 2):
+            ids += await make_finished(storage, more)
+            report = await archive(storage, target, ALL)
+            assert (report.is_complete, report.unreadable) == (True, [odd])
+        assert not (await verify(target, storage)).problems
+        assert (await restore(storage, archive=target)).restored == len(ids)
+
+    async def test_what_is_nested_deeper_than_python_reads_comes_back(
+        self, make_engine: Callable[..., AsyncEngine], admin: psycopg.Connection, target: Target
+    ) -> None:
+        text = '{"a":' * 2_000 + "1" + "}" * 2_000
+        saga_id = uuid4()
+        admin.execute(
+            "INSERT INTO saga_executions (id, name, status, context) VALUES (%s, 'x', 'FAILED', %s)", [saga_id, text]
+        )
+        storage = SqlAlchemySagaStorage(make_engine("asyncpg"))
+        assert (await archive(storage, target, ALL)).removed == 1
+        assert (await restore(storage, archive=target)).restored == 1
+        assert admin.execute("SELECT context::text FROM saga_executions").fetchall() == [(text,)]
 
     @pytest.mark.parametrize("compression", ["gzip", "zstd"])
     async def test_a_big_saga_goes_between_small_ones(
@@ -389,6 +511,8 @@ class TestVerify:
             if path.startswith("2"):
                 await target.remove(path)
 
+        assert len((await verify(target, twin)).problems) == 2
+        await target.remove(MARKER)  # a disk that isn't mounted
         assert len((await verify(target, twin)).problems) == 2
         with pytest.raises(TargetError, match="holds no archive"):
             await verify(target)

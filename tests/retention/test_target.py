@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from saga_store.retention import ArchiveDamagedError, Target, TargetError
 from saga_store.retention.target import MARKER, Writing, temporary, without_secrets
@@ -183,6 +185,44 @@ class TestFailing:
         assert await target.read("a") == b"xxx"
 
 
+class Uploading(AbstractBufferedFile):  # type: ignore[misc] # fsspec is untyped
+    """Goes up when it is closed, and that is when it is collected, too."""
+
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__(MemoryFileSystem(), "/x", mode="wb")
+        self.seen = seen
+        self.is_let_go = threading.Event()
+
+    def _initiate_upload(self) -> None:
+        self.seen.append("begun")
+
+    def _upload_chunk(self, final: bool = False) -> bool:  # noqa: FBT001, FBT002 - as fsspec calls it
+        self.seen.append("uploaded" if final else "part")
+        return True
+
+    def discard(self) -> None:
+        self.seen.append("discarded")
+        self.is_let_go.set()
+
+
+async def test_of_a_write_that_fails_nothing_comes_later(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the file is collected, long after what there was of it has been removed."""
+    seen: list[str] = []
+    files = [Uploading(seen)]
+    monkeypatch.setattr(target, "open_new", lambda _: files[0])
+
+    def pieces() -> Iterator[bytes]:
+        yield b"x"
+        raise OSError(errno.EIO, "the disk is broken")
+
+    with pytest.raises(OSError, match="the disk is broken"):
+        await target.write_pieces("a", pieces())
+    assert await asyncio.to_thread(files[0].is_let_go.wait, 20)
+    files.clear()
+    gc.collect()
+    assert seen == ["discarded"]
+
+
 class TestSecrets:
     @pytest.mark.parametrize(
         "uri",
@@ -228,3 +268,22 @@ class TestSecrets:
     def test_a_name_is_the_uri_without_them(self) -> None:
         assert without_secrets(f"ftp://me:{SECRET}@host:21/a/b?x={SECRET}#y") == "ftp://host:21/a/b"
         assert without_secrets("s3://bucket/a") == "s3://bucket/a"
+        assert without_secrets("s3://bucket/a@b") == "s3://bucket/a@b"
+        assert without_secrets("http://host:80/a@b") == "http://host:80/a@b"
+
+    @pytest.mark.parametrize("odd", ["@", "'", '"', " ", "/", "?", "#", "%40", "@x@"])
+    def test_whatever_a_password_is_made_of(self, odd: str) -> None:
+        """Also if it isn't escaped as it should be."""
+        uri = f"ftp://me:{SECRET}{odd}{SECRET}@127.0.0.1:1/a"
+        if odd not in "/?#":
+            assert without_secrets(uri) == "ftp://127.0.0.1:1/a"
+        with pytest.raises(TargetError) as raised:
+            Target(uri)
+        assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+    def test_a_path_leads_nowhere_else(self, tmp_path: Path) -> None:
+        """The ledger may say what it likes."""
+        target = Target(str(tmp_path))
+        assert target.path(target.uri("2026/a.jsonl.gz")) == "2026/a.jsonl.gz"
+        for path in ("../a", "2026/../../a", "2026//a", "./a", ""):
+            assert target.path(f"{target.name}/{path}") is None
