@@ -30,7 +30,7 @@ from saga_store.recovery import RecoveryWorker
 from tests.browser import served
 from tests.connections import free_port
 from tests.databases import Database, Databases
-from tests.wheel import Environment
+from tests.wheel import SOURCES, Environment
 
 ROOT = Path(__file__).parent.parent
 SERVICE = ROOT / "examples" / "service"
@@ -209,6 +209,16 @@ class TestDockerfile:
         done = installed.run("python", "-c", imported, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
+    def test_it_builds_of_what_the_wheel_is_of(self) -> None:
+        """Also of the plugin for pytest, which the wheel's metadata names as an entry point."""
+        copied = {
+            source
+            for name, rest in dockerfile()
+            if name == "COPY" and not rest.startswith("--from")
+            for source in shlex.split(rest)[:-1]
+        }
+        assert copied >= set(SOURCES)
+
     def test_it_installs_what_there_is(self) -> None:
         """The extras exist, and Python is one that is supported."""
         [install] = [rest for name, rest in dockerfile() if name == "RUN"]
@@ -242,6 +252,11 @@ class TestCompose:
         assert services["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
         for name in ("web", "worker"):
             assert services[name]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+
+    def test_the_database_is_healthy_once_others_reach_it(self) -> None:
+        """Over TCP: while the image initialises, a server that is about to end answers on the socket."""
+        [_, check] = compose()["services"]["db"]["healthcheck"]["test"]
+        assert shlex.split(check)[:3] == ["pg_isready", "--host", "127.0.0.1"]
 
     def test_the_database_is_the_one_that_is_used(self) -> None:
         services = compose()["services"]
