@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sql screens houses setup demo docs bench bench-shards bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole crash shard-kill archive-kills service-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build release-check licences verify clean
+.PHONY: help sql screens houses setup demo docs bench bench-shards bench-retention bench-flatness bench-migrations bench-views bench-telemetry fmt check test whole coverage crash shard-kill archive-kills service-kills fuzz pgbouncer limits migrations fingerprints pyright servers matrix build release-check licences verify clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,8 +92,11 @@ check: $(READY) ## check format, lint and types
 test: $(READY) ## run the tests on a real PostgreSQL, in random order; what takes long is sampled
 	$(PYTEST) $(ARGS)
 
-whole: $(READY) ## run the tests with nothing sampled, and report branch coverage; twice as long
-	SAGA_STORE_TEST_EXTENT=whole $(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
+whole: $(READY) ## run the tests with nothing sampled, and name the slowest; twice as long
+	SAGA_STORE_TEST_EXTENT=whole $(PYTEST) --durations=40 --durations-min=10 $(ARGS)
+
+coverage: $(READY) ## run the tests with nothing sampled, and report branch coverage; a sixth longer
+	$(MAKE) whole ARGS="--cov --cov-report=term:skip-covered $(ARGS)"
 
 pgbouncer: $(READY) ## run the contract through PgBouncer, over all binds and drivers; needs the program pgbouncer
 	SAGA_STORE_TEST_PGBOUNCER=complete $(PYTEST) tests/test_pgbouncer.py $(ARGS)
