@@ -26,10 +26,13 @@ from examples.service import web
 from examples.service.migrate import create_tables
 from examples.service.processes import Processes
 from saga_store import schema
+from saga_store.grants import grants
 from saga_store.recovery import RecoveryWorker
 from tests.browser import served
 from tests.connections import free_port
 from tests.databases import Database, Databases
+from tests.test_grants import as_role, role_on
+from tests.test_grants import run as run_script
 from tests.wheel import SOURCES, Environment
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +142,23 @@ def test_it_may_be_begun_again(databases: Databases, template: Database, monkeyp
                 client.put(f"/orders/{order_id}", json=COFFEE)
                 assert ended(client, order_id)["status"] == "COMPLETED"
                 assert client.get(f"/ops/sagas/sagas/{order_id}").status_code == 200
+
+
+def test_a_role_of_its_own_may_do_what_it_has_to(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the migration grants, with the script of `saga-store grants`, is enough for orders that end either way."""
+    with role_on(database, f"shop'\"{uuid4().hex[:8]}") as role:
+        run_script(database, grants(role))
+        asyncio.run(create_tables(database.url("asyncpg"), role))
+        monkeypatch.setenv("DATABASE_URL", as_role(database, role).url("asyncpg"))
+        with (
+            served({"service": web.app}, lifespan="on") as addresses,
+            httpx.Client(base_url=addresses["service"]) as client,
+        ):
+            for order, status in ((COFFEE, "COMPLETED"), (COFFEE | {"address": ""}, "FAILED")):
+                order_id = str(uuid4())
+                assert client.put(f"/orders/{order_id}", json=order).status_code == 202
+                assert ended(client, order_id)["status"] == status
+            assert client.get("/ready").status_code == 200
 
 
 def test_killed_processes_leave_no_order_half_done(database: Database) -> None:
@@ -270,7 +290,8 @@ class TestKubernetes:
     def test_its_commands_are_there(self, manifest: Manifest) -> None:
         [container] = manifest["spec"]["template"]["spec"]["containers"]
         assert is_run_here(container.get("command", ["uvicorn", "examples.service.web:app"]))
-        assert [one["name"] for one in container["env"]] == ["DATABASE_URL"]
+        migrates = manifest["kind"] == "Job"
+        assert [one["name"] for one in container["env"]] == ["DATABASE_URL", *["APPLICATION_ROLE"] * migrates]
 
     @pytest.mark.parametrize("manifest", with_pods())
     def test_what_selects_finds_its_pods(self, manifest: Manifest) -> None:
