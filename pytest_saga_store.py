@@ -51,13 +51,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def saga_store_server(pytestconfig: pytest.Config) -> "Iterator[PostgresServer]":
     """A PostgreSQL for the session, by SAGA_STORE_TEST_PG or ``saga_store_pg``; without one the tests fail."""
     from saga_store.testing.postgres import PostgresUnavailableError, serve  # noqa: PLC0415 - see the module
+    from saga_store.testing.postgres.server import show_choice  # noqa: PLC0415 - likewise
 
-    choice = os.environ.get("SAGA_STORE_TEST_PG") or str(pytestconfig.getini("saga_store_pg"))
+    variable = os.environ.get("SAGA_STORE_TEST_PG")
+    choice = variable or str(pytestconfig.getini("saga_store_pg"))
+    said = f"{'SAGA_STORE_TEST_PG' if variable else 'saga_store_pg'}={show_choice(choice)}"
     with ExitStack() as stack:
         try:
             server = stack.enter_context(serve(choice))
         except PostgresUnavailableError as exc:
-            pytest.fail(f"no PostgreSQL for saga-store's fixtures (SAGA_STORE_TEST_PG={choice}): {exc}", pytrace=False)
+            pytest.fail(f"no PostgreSQL for saga-store's fixtures ({said}): {exc}", pytrace=False)
         yield server
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.pool import QueuePool
 
 from saga_store import schema
 from saga_store.testing.postgres import PostgresServer, PostgresUnavailableError, serve
+from saga_store.testing.postgres.server import show_choice
 from tests.cqrs_tables import create_tables
 from tests.databases import Database, Databases
 from tests.shard_schemas import SHARD_SCHEMAS, Shards
@@ -41,7 +42,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     try:
         session.config.stash[SERVER] = stack.enter_context(serve(choice))
     except PostgresUnavailableError as exc:
-        pytest.exit(f"no PostgreSQL for the tests (SAGA_STORE_TEST_PG={choice}): {exc}", returncode=1)
+        pytest.exit(f"no PostgreSQL for the tests (SAGA_STORE_TEST_PG={show_choice(choice)}): {exc}", returncode=1)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from saga_store.testing.postgres import PostgresServer
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "test-your-code.md"
+[SCOPE] = re.findall(r"`(asyncio_default_fixture_loop_scope = \w+)`", PAGE.read_text())
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 STORY = """
@@ -109,7 +110,7 @@ def run(
 ) -> "subprocess.CompletedProcess[str]":
     """Run pytest in a project that consists of this test, with the plugin that its entry point names."""
     if "no:asyncio" not in without:
-        settings += "asyncio_default_fixture_loop_scope = function\n"  # or pytest-asyncio would warn
+        settings += f"{SCOPE}\n"  # or pytest-asyncio would warn
     (folder / "pytest.ini").write_text(f"[pytest]\nfilterwarnings = error\n{settings}")
     (folder / "test_mine.py").write_text(test)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SAGA_STORE")}
@@ -164,7 +165,29 @@ def test_a_server_that_cant_be_had_fails_the_test(tmp_path: Path, choice: str, r
     done = run(tmp_path, STORY + BARE, server="", settings=f"saga_store_pg = {choice}\n")
     assert done.returncode == 1
     assert "1 passed, 2 errors" in done.stdout
+    assert "(saga_store_pg=" in done.stdout
     assert remedy in done.stdout
+
+
+@pytest.mark.parametrize("place", ["variable", "setting"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://shop:geheim@127.0.0.1:1/x",
+        "postgresql://127.0.0.1:1/x?password=geheim",
+        "postgresql://shop:ge/heim@127.0.0.1:1/x",
+        "postgresql://shop:geheim und so@127.0.0.1:1/x",
+        "host=127.0.0.1 password=geheim",
+    ],
+)
+def test_no_password_is_shown(tmp_path: Path, url: str, place: str) -> None:
+    """Of a server that can't be had it is said where it was named, and nothing that could be part of a password."""
+    name = "saga_store_pg" if place == "setting" else "SAGA_STORE_TEST_PG"
+    server, settings = ("", f"saga_store_pg = {url}\n") if place == "setting" else (url, "")
+    done = run(tmp_path, STORY + BARE, server=server, settings=settings)
+    assert done.returncode == 1
+    assert f"({name}=...)" in done.stdout
+    assert "heim" not in done.stdout + done.stderr
 
 
 def test_a_driver_that_isnt_one_is_named(server: PostgresServer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -279,6 +280,21 @@ class TestExternal:
         with pytest.raises(PostgresUnavailableError, match="no PostgreSQL answers") as refused, postgres.external(url):
             pass
         assert "secret" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://someone:se/cret@127.0.0.1:1/x",
+            "postgresql://someone:se cret@127.0.0.1:1/x",
+            "host=127.0.0.1 password=secret",
+        ],
+    )
+    def test_what_cant_be_read_is_not_shown(self, url: str) -> None:
+        """Any part of it may be part of a password."""
+        with pytest.raises(PostgresUnavailableError) as refused, serve(url):
+            pass
+        assert not {"secret", "se", "cret"} & set(re.findall(r"\w+", str(refused.value)))
+        assert refused.value.__cause__ is None
 
     def test_a_user_without_the_right_to_create_databases_is_refused(self, server: PostgresServer) -> None:
         """It would fail in every test otherwise."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from saga_store.testing.postgres.cluster import embedded
 from saga_store.testing.postgres.container import docker
 from saga_store.testing.postgres.restartable import RestartableServer, restartable
-from saga_store.testing.postgres.server import PostgresServer, PostgresUnavailableError, external
+from saga_store.testing.postgres.server import PostgresServer, PostgresUnavailableError, external, show_choice
 
 __all__ = [
     "PostgresServer",
@@ -47,7 +47,9 @@ def serve(choice: str = "auto") -> Iterator[PostgresServer]:
         elif "://" in choice:
             yield stack.enter_context(external(choice))
         else:
-            raise PostgresUnavailableError(f"there is no kind of PostgreSQL called {choice!r}", f"Choose {CHOICES}.")
+            raise PostgresUnavailableError(
+                f"there is no kind of PostgreSQL called {show_choice(choice)!r}", f"Choose {CHOICES}."
+            )
 
 
 def _first_to_be_had(stack: contextlib.ExitStack) -> PostgresServer:

@@ -31,6 +31,11 @@ class PostgresServer:
     how: str
 
 
+def show_choice(choice: str) -> str:
+    """Return a choice as it may be shown: of a URL, and of what was meant as one, any part may be a password."""
+    return choice if re.fullmatch(r"\w+", choice) else "..."
+
+
 @contextlib.contextmanager
 def external(url: str) -> Iterator[PostgresServer]:
     """Yield the server at ``url``, once it has answered and said that the user may create databases."""
@@ -39,7 +44,14 @@ def external(url: str) -> Iterator[PostgresServer]:
     except ImportError as exc:
         raise PostgresUnavailableError("psycopg isn't installed", "Run: pip install 'saga-store[psycopg]'") from exc
 
+    from saga_store.schema.settings import MigrationError  # noqa: PLC0415 - as above
+    from saga_store.schema.urls import Address  # noqa: PLC0415 - as above
+
     plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
+    try:
+        address = Address.read(plain)
+    except MigrationError as exc:
+        raise PostgresUnavailableError(str(exc), "Correct the URL.") from None
     try:
         with psycopg.connect(plain, connect_timeout=10) as connection:
             where = f"{connection.info.host}:{connection.info.port}"
@@ -48,8 +60,8 @@ def external(url: str) -> Iterator[PostgresServer]:
             may_create = asked.fetchone()
     except psycopg.Error as exc:
         raise PostgresUnavailableError(
-            f"no PostgreSQL answers at the given URL: {str(exc).strip()}", "Start it, or correct the URL."
-        ) from exc
+            f"no PostgreSQL answers at the given URL: {address.hide(str(exc))}", "Start it, or correct the URL."
+        ) from None  # the driver's own text may show the password
     if may_create != (True,):
         raise PostgresUnavailableError(
             f"the user given for {where} may not create databases, and each test gets one of its own",
