@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from celery.contrib.testing.worker import start_worker
 from celery.signals import setup_logging
+from celery.utils.time import get_exponential_backoff_interval
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -160,5 +161,11 @@ class TestCelery:
             admin.execute(FORGOTTEN, [forgotten])
             names["app"].tasks["recover"].delay()
             wait_for(admin, f"SELECT FROM saga_executions WHERE id = '{forgotten}' AND status = 'COMPLETED'")
+        task = names["see_through"]
+        pauses = [
+            get_exponential_backoff_interval(task.retry_backoff, number, task.retry_backoff_max)
+            for number in range(task.max_retries)
+        ]
+        assert sum(pauses) / 2 > names["LEASE"].total_seconds()  # each is drawn between nothing and this
         entries = admin.execute("SELECT status FROM saga_logs WHERE saga_id = %s ORDER BY id", [order_id]).fetchall()
         assert entries == [("STARTED",), ("COMPLETED",)]
