@@ -8,6 +8,12 @@ from typing import Any
 _SECONDS_TO_END = 1.0
 
 
+def is_being_cancelled() -> bool:
+    """Whether somebody has cancelled the current task: a driver may raise CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def see_through(work: Coroutine[Any, Any, object], seconds: float) -> None:
     """Do the work, however often the caller is cancelled meanwhile; after so many seconds the work itself is cancelled.
 

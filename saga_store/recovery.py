@@ -16,7 +16,7 @@ from types import CodeType, TracebackType
 from typing import Self, TypeAlias
 from uuid import UUID, uuid4
 
-from saga_store.cancellation import see_through
+from saga_store.cancellation import is_being_cancelled, see_through
 from saga_store.errors import (
     InvalidSagaDataError,
     SagaConcurrencyError,
@@ -297,8 +297,11 @@ class RecoveryWorker:
                     break
                 try:
                     claimed = await self._claim(name, limit)
-                except Exception as exc:  # noqa: BLE001 - whatever it is, the worker goes on
-                    _logger.warning("couldn't claim sagas, will try again: %s", exc, extra={"owner": self.owner})
+                except (Exception, asyncio.CancelledError) as exc:  # whatever it is, the worker goes on
+                    if isinstance(exc, asyncio.CancelledError) and is_being_cancelled():
+                        raise
+                    said = str(exc) or repr(exc)
+                    _logger.warning("couldn't claim sagas, will try again: %s", said, extra={"owner": self.owner})
                     if isinstance(exc, StorageUnavailableError | UnknownOutcomeError):
                         break  # other names would fare no better
                     continue
@@ -357,7 +360,7 @@ class RecoveryWorker:
         except asyncio.CancelledError as exc:
             if attempt.is_lost:
                 level, outcome = logging.WARNING, "lost"
-            elif not attempt.is_released and not _is_being_cancelled():
+            elif not attempt.is_released and not is_being_cancelled():
                 level, outcome, error = logging.ERROR, "failed", exc  # of its own making
             elif not attempt.is_released:
                 self._log(level, attempt.saga, outcome)
@@ -400,11 +403,6 @@ class RecoveryWorker:
 
 async def _all_done(tasks: "Sequence[asyncio.Task[None]]") -> None:
     await asyncio.wait(tasks)
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _tells_of_loss(error: BaseException | None, saga_id: UUID) -> bool:

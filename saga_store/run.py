@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Protocol, Self
 from uuid import UUID
 
-from saga_store.cancellation import see_through
+from saga_store.cancellation import is_being_cancelled, see_through
 from saga_store.errors import (
     InvalidSagaDataError,
     SagaAlreadyExistsError,
@@ -572,8 +572,10 @@ class SagaRun(ISagaRun):
                 if self._on_lost:
                     self._on_lost()
                 return
-            except Exception as exc:  # noqa: BLE001 - whatever it is, the next attempt may fare better
-                _logger.warning("the lease of saga %s couldn't be renewed: %s", self._saga_id, exc)
+            except (Exception, asyncio.CancelledError) as exc:  # whatever it is, the next attempt may fare better
+                if isinstance(exc, asyncio.CancelledError) and is_being_cancelled():
+                    raise
+                _logger.warning("the lease of saga %s couldn't be renewed: %s", self._saga_id, str(exc) or repr(exc))
 
     async def _stop_renewing(self) -> None:
         if self._renewal is None or self._leaving is None:

@@ -718,6 +718,41 @@ class TestWorker:
         assert outcomes == {"order": "recovered", "cancelled": "failed"}
         assert "a row that can't be read" in caplog.text
 
+    async def test_what_the_driver_cancels_is_tried_again(self, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+        """Neither a claim nor the renewal of a lease ends with it: nobody has cancelled the worker."""
+        left = Counter(claim=1, renewal=1)
+        is_renewed = asyncio.Event()
+
+        class Cancels(MemorySagaStorage):
+            async def claim_sagas(self, **rest: Any) -> list[SagaExecution]:  # noqa: ANN401 - as it is
+                cancel_once("claim")
+                return await super().claim_sagas(**rest)
+
+            async def _write(self, write: Write) -> int:
+                if write.lease and write.lease.renews and not write.steps and not write.status:
+                    cancel_once("renewal")
+                    is_renewed.set()
+                return await super()._write(write)
+
+        def cancel_once(what: str) -> None:
+            left[what] -= 1
+            if left[what] == 0:
+                raise asyncio.CancelledError
+
+        async def recover(run: SagaRun) -> None:
+            await is_renewed.wait()
+            await finish(run)
+
+        storage = Cancels(MemoryDatabase(clock=clock))
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        soon = timedelta(milliseconds=30)
+        worker = RecoveryWorker(storage, {"order": recover}, stale_after=NOW, lease=soon, poll_every=soon)
+        async with asyncio.timeout(30), worker:
+            await storage.wait_for_saga(saga_id, HOUR)
+        assert "couldn't claim sagas, will try again: CancelledError" in caplog.text
+        assert "couldn't be renewed: CancelledError" in caplog.text
+
 
 class SlowToClaim(MemorySagaStorage):
     """A claim is committed at once, and its answer takes a while."""
