@@ -37,6 +37,8 @@ Handler: TypeAlias = Callable[[SagaRun], Awaitable[None]]
 
 _ANOTHER = "make another RecoveryWorker, one for each event loop and each lifespan of an application"
 
+# Whoever takes a saga may have somebody waiting for an answer.
+_MOST_SECONDS_FOR_A_CLAIM = 1.0
 # Longer than a run takes to be left.
 _MOST_SECONDS_TO_RELEASE = 15.0
 
@@ -237,9 +239,10 @@ class RecoveryWorker:
         outcome logged, and ``stop()`` waits for it. So a service needs no tasks of its own for what it begins.
 
         Returns:
-            Whether this began. False if ``concurrency`` sagas are at work, this process works on that one already,
-            somebody else holds its lease, it is finished, or ``stop()`` was called: unfinished, it waits until a worker
-            claims it. Who takes the lease in the same moment may still be first; then it is logged as lost.
+            Whether this began. False if ``concurrency`` sagas are at work, or may be, for a claim hasn't been answered
+            within a second; if this process works on that one already, somebody else holds its lease, it is finished,
+            or ``stop()`` was called. Unfinished, it waits until a worker claims it. Who takes the lease in the same
+            moment may still be first; then it is logged as lost.
 
         Raises:
             SagaNotFoundError: No saga has this id.
@@ -255,13 +258,20 @@ class RecoveryWorker:
             saga_id, saga.lease_owner, saga.version
         ):
             return False
-        async with self._turn:
+        try:
+            async with asyncio.timeout(_MOST_SECONDS_FOR_A_CLAIM):
+                await self._turn.acquire()
+        except TimeoutError:
+            return False
+        try:
             other = _all_at_work.get(saga_id)
             is_at_work = other is not None and other.is_at_work
             if is_at_work or not self._room or self._stopping.is_set() or saga.status not in UNFINISHED:
                 return False
             self._begin(saga, was_claimed=False)
             return True
+        finally:
+            self._turn.release()
 
     async def poll(self) -> int:
         """Claim once, work on what was claimed until it is done, and return how many sagas that were.

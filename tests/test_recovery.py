@@ -541,6 +541,28 @@ class TestWorker:
         status, attempts = (SagaStatus.PENDING, 0) if is_stopped else (SagaStatus.COMPLETED, 1)
         assert (saga.status, saga.recovery_attempts, saga.lease_owner) == (status, attempts, None)
 
+    async def test_a_claim_that_never_answers_keeps_nobody_waiting(
+        self, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever takes meanwhile is told that there is no room; the saga waits to be claimed."""
+        monkeypatch.setattr("saga_store.recovery._MOST_SECONDS_FOR_A_CLAIM", 0.05)
+
+        class Hangs(MemorySagaStorage):
+            async def claim_sagas(self, **_: Any) -> list[SagaExecution]:  # noqa: ANN401 - as it is
+                await asyncio.Event().wait()
+                return []
+
+        storage = Hangs(MemoryDatabase(clock=clock))
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        worker = RecoveryWorker(storage, {"order": finish})
+        running = asyncio.create_task(worker.run())
+        async with asyncio.timeout(10):
+            await one_turn()
+            assert not await worker.take(saga_id)
+            running.cancel()
+            await asyncio.wait([running])
+
     async def test_only_handled_names_are_claimed(self, storage: MemorySagaStorage) -> None:
         """Each saga goes to the handler of its name; one that has none is left alone."""
         seen: dict[UUID, str] = {}
