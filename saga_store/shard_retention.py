@@ -1,6 +1,6 @@
 """Keeping and letting go over shards: holds, stubs and restored sagas are routed, archives are each shard's own."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import NoReturn
@@ -31,10 +31,10 @@ class ShardedRetention(RetentionStorage):
     _set: ShardSet
 
     async def _hold(self, hold: Hold) -> None:
-        await (await self._set.get(self._index(hold.saga_id)))._hold(hold)
+        await self._set.on(self._index(hold.saga_id), lambda shard: shard._hold(hold))
 
     async def _fetch_stub(self, saga_id: UUID) -> SagaStub | None:
-        return await (await self._set.get(self._index(saga_id)))._fetch_stub(saga_id)
+        return await self._set.on(self._index(saga_id), lambda shard: shard._fetch_stub(saga_id))
 
     async def _restore(
         self, records: Sequence[SagaRecord], archive_id: UUID | None, keep_for: timedelta
@@ -43,10 +43,12 @@ class ShardedRetention(RetentionStorage):
         places: dict[int, list[int]] = {}
         for place, record in enumerate(records):
             places.setdefault(self._index(record.id), []).append(place)
-        shards = {index: await self._set.get(index) for index in sorted(places)}
+        for index in sorted(places):
+            await self._set.get(index)
         restored: dict[int, Restored] = {}
-        for index, shard in shards.items():
-            came = await shard._restore([records[place] for place in places[index]], archive_id, keep_for)
+        for index in sorted(places):
+            there = [records[place] for place in places[index]]
+            came = await self._set.on(index, _restorer(there, archive_id, keep_for))
             restored |= dict(zip(places[index], came, strict=True))
         return [restored[place] for place in range(len(records))]
 
@@ -77,7 +79,7 @@ class ShardedRetention(RetentionStorage):
         return archive
 
     async def _with_archive(self, error: SagaArchivedError) -> SagaArchivedError:
-        return await (await self._set.get(self._index(error.saga_id)))._with_archive(error)
+        return await self._set.on(self._index(error.saga_id), lambda shard: shard._with_archive(error))
 
     def _archiving(self, by: str) -> AbstractAsyncContextManager[ArchivingTurn]:  # noqa: ARG002 - as in the interface
         _refuse()
@@ -108,6 +110,12 @@ class ShardedRetention(RetentionStorage):
 
     def _index(self, saga_id: UUID) -> int:
         return shard_index(saga_id, len(self._set.storages))
+
+
+def _restorer(
+    records: Sequence[SagaRecord], archive_id: UUID | None, keep_for: timedelta
+) -> Callable[[RetentionStorage], Awaitable[list[Restored]]]:
+    return lambda shard: shard._restore(records, archive_id, keep_for)
 
 
 def _refuse() -> NoReturn:

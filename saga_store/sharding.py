@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError
+from saga_store.errors import InvalidSagaDataError, SagaStoreError
 from saga_store.inspection import (
     ContextPeek,
     Cursor,
@@ -31,12 +31,17 @@ from saga_store.run import Joined
 from saga_store.shard_merging import merge_counts, merge_figures, merge_interventions, merge_pages, read_positions
 from saga_store.shard_records import shard_index
 from saga_store.shard_retention import ShardedRetention
-from saga_store.shard_set import ShardSet
+from saga_store.shard_set import ShardSet, is_outage
 from saga_store.storage import SagaState, SagaStorage, valid_page
 from saga_store.validation import valid_id, valid_name
 from saga_store.write import Claim, Outcome, Settlement, Write
 
 _logger = logging.getLogger("saga_store")
+
+_T = TypeVar("_T")
+
+_LEAST_PATIENCE_SECONDS = 0.5
+_MOST_PATIENCE_SECONDS = 5.0
 
 # Of an id that is given in full.
 _DIGITS = 32
@@ -73,8 +78,7 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
 
     def __init__(self, storages: Iterable[SagaStorage], *, records: bool = True) -> None:
         self._set = ShardSet(storages, records=records)
-        self._ready = self._set.ready
-        self._shards = len(self._ready)
+        self._shards = len(self._set.storages)
         self._max_context_bytes = min(shard._max_context_bytes for shard in self._set.storages)
         self._turns = itertools.count()
 
@@ -107,50 +111,48 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
 
     # What concerns one saga
 
-    def _apply(self, write: Write) -> Awaitable[Outcome]:
+    async def _on(self, saga_id: UUID, question: Callable[[SagaStorage], Awaitable[_T]]) -> _T:
+        return await self._set.on(shard_index(saga_id, self._shards), question)
+
+    async def _apply(self, write: Write) -> Outcome:
         index = shard_index(write.saga_id, self._shards)
-        shard = self._ready[index]
-        return self._apply_first(index, write) if shard is None else shard._apply(write)
-
-    async def _apply_first(self, index: int, write: Write) -> Outcome:
-        return await (await self._set.get(index))._apply(write)
-
-    async def _shard_with(self, saga_id: UUID) -> SagaStorage:
-        index = shard_index(saga_id, self._shards)
-        return self._ready[index] or await self._set.get(index)
+        outcome = await self._set.on(index, lambda shard: shard._apply(write))
+        if isinstance(outcome, SagaStoreError):
+            self._set.note(index, outcome)
+        return outcome
 
     async def _fetch_saga(self, saga_id: UUID) -> SagaExecution:
-        return await (await self._shard_with(saga_id))._fetch_saga(saga_id)
+        return await self._on(saga_id, lambda shard: shard._fetch_saga(saga_id))
 
     async def _fetch_state(self, saga_id: UUID) -> SagaState:
-        return await (await self._shard_with(saga_id))._fetch_state(saga_id)
+        return await self._on(saga_id, lambda shard: shard._fetch_state(saga_id))
 
     async def _fetch_history(self, saga_id: UUID) -> list[SagaLogEntry]:
-        return await (await self._shard_with(saga_id))._fetch_history(saga_id)
+        return await self._on(saga_id, lambda shard: shard._fetch_history(saga_id))
 
     async def _fetch_history_page(self, saga_id: UUID, after: int, limit: int) -> list[SagaLogEntry]:
-        return await (await self._shard_with(saga_id))._fetch_history_page(saga_id, after, limit)
+        return await self._on(saga_id, lambda shard: shard._fetch_history_page(saga_id, after, limit))
 
     async def _fetch_in_doubt(self, saga_id: UUID) -> list[SagaLogEntry]:
-        return await (await self._shard_with(saga_id))._fetch_in_doubt(saga_id)
+        return await self._on(saga_id, lambda shard: shard._fetch_in_doubt(saga_id))
 
     async def _is_held(self, saga_id: UUID, owner: str, version: int) -> bool:
-        return await (await self._shard_with(saga_id))._is_held(saga_id, owner, version)
+        return await self._on(saga_id, lambda shard: shard._is_held(saga_id, owner, version))
 
     async def _recent_writes(self, saga_id: UUID) -> Sequence[int]:
-        return await (await self._shard_with(saga_id))._recent_writes(saga_id)
+        return await self._on(saga_id, lambda shard: shard._recent_writes(saga_id))
 
     async def _fetch_recent(self, saga_id: UUID, limit: int, after: int) -> RecentHistory:
-        return await (await self._shard_with(saga_id))._fetch_recent(saga_id, limit, after)
+        return await self._on(saga_id, lambda shard: shard._fetch_recent(saga_id, limit, after))
 
     async def _peek(self, saga_id: UUID, most: int) -> ContextPeek:
-        return await (await self._shard_with(saga_id))._peek(saga_id, most)
+        return await self._on(saga_id, lambda shard: shard._peek(saga_id, most))
 
     async def _wait(self, saga_id: UUID, seconds: float) -> None:
-        await (await self._shard_with(saga_id))._wait(saga_id, seconds)
+        await self._on(saga_id, lambda shard: shard._wait(saga_id, seconds))
 
     async def _settle(self, settlement: Settlement) -> None:
-        await (await self._shard_with(settlement.saga_id))._settle(settlement)
+        await self._on(settlement.saga_id, lambda shard: shard._settle(settlement))
 
     def _joined_for(self, saga_id: UUID, into: object) -> Joined:
         index = shard_index(saga_id, self._shards)
@@ -182,7 +184,10 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
         failures: dict[int, SagaStoreError] = {}
         while turn and len(claimed) < claim.limit:
             shares = _shares(claim.limit - len(claimed), turn)
-            found, failed = await self._set.ask({index: _claimer(claim, share) for index, share in shares.items()})
+            # What one shard has given is leased, and that runs out while the others are waited for.
+            found, failed = await self._set.ask(
+                {index: _claimer(claim, share) for index, share in shares.items()}, patience=_patience(claim.lease)
+            )
             for sagas in found.values():
                 claimed += sagas
             failures |= failed
@@ -190,7 +195,7 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
             turn = [index for index in turn if index not in shares] + full
         if not claimed:
             for failure in failures.values():
-                if not isinstance(failure, StorageUnavailableError) or len({**missing, **failures}) == self._shards:
+                if not is_outage(failure) or len({**missing, **failures}) == self._shards:
                     raise failure
         _warn("not claimed", {**missing, **failures})
         claimed.sort(key=attrgetter("recovery_attempts"))
@@ -198,7 +203,7 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
 
     async def _find(self, query: SagaQuery, limit: int, after: Cursor | None) -> SagaPage:
         if query.id_prefix is not None and len(query.id_prefix) == _DIGITS:
-            return await (await self._shard_with(UUID(query.id_prefix)))._find(query, limit, after)
+            return await self._on(UUID(query.id_prefix), lambda shard: shard._find(query, limit, after))
         found, missing = await self._set.ask_all(lambda shard: shard._find(query, limit, after))
         return merge_pages(list(found.values()), limit, tuple(missing))
 
@@ -267,6 +272,11 @@ class _JoinedShard:
 
 def _claimer(claim: Claim, share: int) -> Callable[[SagaStorage], Awaitable[list[SagaExecution]]]:
     return lambda shard: shard._claim(replace(claim, limit=share))
+
+
+def _patience(lease: timedelta) -> float:
+    """Return for how many seconds a claim waits for shards that are slower than another one."""
+    return min(max(lease.total_seconds() / 10, _LEAST_PATIENCE_SECONDS), _MOST_PATIENCE_SECONDS)
 
 
 def _shares(limit: int, turn: Sequence[int]) -> dict[int, int]:

@@ -130,7 +130,28 @@ async def ask_and_trust(
     return answers
 
 
+async def look_once(self: ShardSet, index: int) -> ShardState:
+    """Believe a look in the middle of which the shard was lost."""
+    return await self.storages[index]._fetch_shard_state()
+
+
+def look_at_all(self: ShardSet, _: int) -> Awaitable[None]:
+    """Have the sagas of one that is back wait for one that isn't."""
+    return self._checking()
+
+
 # Outages
+
+
+def overlook(*_: object) -> None: ...
+
+
+def take_answers_for_outages(_: object) -> bool:
+    return True
+
+
+def miss_the_others(_: object) -> bool:
+    return False
 
 
 async def ask_or_fail(
@@ -149,7 +170,7 @@ def miss_nothing(*_: object) -> dict[int, SagaStoreError]:
 
 async def take_outages_for_absence(self: ShardedSagaStorage, saga_id: UUID) -> SagaExecution:
     try:
-        return await (await self._shard_with(saga_id))._fetch_saga(saga_id)
+        return await self._on(saga_id, lambda shard: shard._fetch_saga(saga_id))
     except StorageUnavailableError as exc:
         raise SagaNotFoundError(saga_id) from exc
 
@@ -159,6 +180,9 @@ async def take_outages_for_absence(self: ShardedSagaStorage, saga_id: UUID) -> S
 
 async def claim_from_the_first(self: ShardedSagaStorage, claim: Claim) -> list[SagaExecution]:
     return await (await self._set.get(0))._claim(claim)
+
+
+def wait_for_ever(_: object) -> None: ...
 
 
 _shares = sharding._shares
@@ -281,6 +305,23 @@ MUTANTS = (
     Mutant((shard_set, "check_states", check_old_ones), own.TestIdentity, REFUSED),
     Mutant((ShardSet, "_look", look_past_outages), own.TestRecording, "test_it_waits_for_all_shards"),
     Mutant((ShardSet, "ask", ask_and_trust), own.TestOutage, "test_one_that_comes_back_as_another_is_refused"),
+    Mutant(
+        (ShardSet, "note", overlook),
+        own.TestOutage,
+        "test_whoever_meets_the_outage_has_it_looked_at_again[write-refused]",
+    ),
+    Mutant(
+        (ShardSet, "_state_of", look_once),
+        own.TestOutage,
+        "test_an_outage_in_the_middle_of_a_look_is_not_overlooked",
+    ),
+    Mutant((ShardSet, "_looking", look_at_all), own.TestOutage, "test_one_that_is_back_does_not_wait_for_another"),
+    Mutant((shard_set, "_is_loss", take_answers_for_outages), own.TestOutage, "test_an_answer_is_no_outage"),
+    Mutant(
+        (shard_set, "_is_being_recorded", miss_the_others),
+        own.TestRecording,
+        "test_who_looks_while_another_process_records_is_not_told_wrong",
+    ),
     Mutant((ShardSet, "ask", ask_or_fail), own.TestOutage, "test_claims_go_on"),
     Mutant(
         (ShardSet, "missing", staticmethod(miss_nothing)), own.TestOutage, "test_lists_and_figures_say_what_is_missing"
@@ -291,6 +332,7 @@ MUTANTS = (
         "test_its_sagas_fail_and_others_dont",
     ),
     Mutant((ShardedSagaStorage, "_claim", claim_from_the_first), own.TestOutage, "test_claims_go_on"),
+    Mutant((sharding, "_patience", wait_for_ever), own.TestOutage, "test_a_claim_does_not_wait_for_a_dying_shard"),
     Mutant((sharding, "_shares", share_from_the_first), own.TestFairness, "test_small_claims_take_turns"),
     Mutant((sharding, "_shares", share_the_whole), own.TestFairness, "test_small_claims_take_turns"),
     Mutant(

@@ -1,10 +1,11 @@
 """What a storage made of shards does beyond the contract: who is refused as a shard, and what goes on without one."""
+# ruff: noqa: SLF001 - shards are taken away from inside
 
 import asyncio
 import itertools
 import logging
 import re
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from saga_store import (
@@ -25,20 +26,27 @@ from saga_store import (
     SagaNotFoundError,
     SagaStatus,
     SagaStepStatus,
+    SagaStoreError,
+    SchemaError,
     ShardingError,
     StorageUnavailableError,
+    UnknownOutcomeError,
     schema,
 )
 from saga_store.inspection import SagaQuery
-from saga_store.shard_records import ShardState, shard_index
+from saga_store.retention_model import Restored
+from saga_store.retention_storage import Hold
+from saga_store.shard_records import ShardRecord, ShardState, shard_index
 from saga_store.sharding import ShardedSagaStorage
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
 from saga_store.write import Claim, Outcome, Write
 from tests.databases import Database, Databases
+from tests.retention.world import record
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
 NOW = timedelta(0)
+PATIENCE_SECONDS = 10
 SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -50,19 +58,28 @@ class Flaky(MemorySagaStorage):
     """A shard that can be taken away."""
 
     is_down = False
+    error: SagaStoreError = StorageUnavailableError("the server is down", "57P03")
     hangs = False
+    claims_hang = False
+    dies_before_recording = False
+    dies_after_recording = False
     asked = 0
 
     def _look(self) -> None:
         self.asked += 1
         if self.is_down:
-            raise StorageUnavailableError("the server is down", "57P03")
+            raise self.error
+
+    def come_back_as(self, database: MemoryDatabase) -> None:
+        self._bind, self.is_down = database, False
 
     async def _apply(self, write: Write) -> Outcome:
-        self._look()
-        return await super()._apply(write)
+        # A storage may return what is in the way, and may raise it.
+        return self.error if self.is_down else await super()._apply(write)
 
     async def _claim(self, claim: Claim) -> list[SagaExecution]:
+        if self.claims_hang:
+            await asyncio.Event().wait()
         self._look()
         return await super()._claim(claim)
 
@@ -71,6 +88,21 @@ class Flaky(MemorySagaStorage):
             await asyncio.Event().wait()
         self._look()
         return await super()._fetch_shard_state()
+
+    async def _hold(self, hold: Hold) -> None:
+        self._look()
+        await super()._hold(hold)
+
+    async def _restore(self, *given: Any) -> list[Restored]:  # noqa: ANN401 - as in the interface
+        self._look()
+        return await super()._restore(*given)
+
+    async def _record_shard(self, record: ShardRecord) -> None:
+        self.is_down = self.dies_before_recording
+        self._look()
+        await super()._record_shard(record)
+        self.is_down = self.dies_after_recording
+        self._look()
 
     def _view(self) -> MemorySession:
         self._look()
@@ -251,7 +283,7 @@ class TestRecording:
         databases = [MemoryDatabase() for _ in range(3)]
         await fill(twins(*databases), 0)
         await twins(*databases).find_sagas()
-        databases[2]._shard_records.clear()  # noqa: SLF001 - as if its database had not been reached
+        databases[2]._shard_records.clear()  # as if its database had not been reached
         await fill(twins(*databases), 1)
         assert await twins(*databases).count_sagas() == 3
 
@@ -266,6 +298,58 @@ class TestRecording:
         flaky.is_down = False
         # Nothing was: what is recorded now isn't what that one would have.
         await fill(ShardedSagaStorage([flaky, MemorySagaStorage(database)]))
+
+    @pytest.mark.parametrize("when", ["dies_before_recording", "dies_after_recording"])
+    @pytest.mark.parametrize("dying", range(3))
+    async def test_a_shard_that_dies_while_they_are_recorded_keeps_sagas_out(self, dying: int, when: str) -> None:
+        """As long as it is away nobody can tell whether all are recorded; when it is back, they get recorded."""
+        shards = [Flaky() for _ in range(3)]
+        first = ShardedSagaStorage(shards)
+        setattr(shards[dying], when, True)
+        with pytest.raises(StorageUnavailableError, match="the server is down"):
+            await first.find_sagas()
+        for storage in (first, ShardedSagaStorage(shards)):
+            for shard in range(3):
+                with pytest.raises(StorageUnavailableError, match=f"^nothing was written: shard {dying} can't be"):
+                    await storage.create_saga(ids_of(storage, shard, 1)[0], "order", {})
+        setattr(shards[dying], when, False)
+        shards[dying].is_down = False
+        await fill(first, 1)
+        assert await ShardedSagaStorage(shards).count_sagas() == await first.count_sagas() == 3
+
+    async def test_shards_without_sagas_wait_for_each_other(self) -> None:
+        """Even if they are recorded: that is told apart by those only that can't be asked."""
+        shards = [Flaky() for _ in range(3)]
+        await ShardedSagaStorage(shards).find_sagas()
+        shards[1].is_down = True
+        storage = ShardedSagaStorage(shards)
+        with pytest.raises(StorageUnavailableError, match="shard 1 can't be reached, and what the shards are hasn't"):
+            await storage.find_sagas()
+        shards[1].is_down = False
+        await fill(storage, 1)
+
+    async def test_who_looks_while_another_process_records_is_not_told_wrong(self) -> None:
+        """What it has seen of one shard is of before, and what it sees of the next has a saga already."""
+        databases = [MemoryDatabase() for _ in range(2)]
+        other = twins(*databases)
+
+        have_begun = asyncio.Event()
+
+        class Early(MemorySagaStorage):
+            async def _fetch_shard_state(self) -> ShardState:
+                state = await super()._fetch_shard_state()
+                if not have_begun.is_set():
+                    await fill(other, 1)
+                    have_begun.set()
+                return state
+
+        class Late(MemorySagaStorage):
+            async def _fetch_shard_state(self) -> ShardState:
+                await have_begun.wait()
+                return await super()._fetch_shard_state()
+
+        storage = ShardedSagaStorage([Early(databases[0]), Late(databases[1])])
+        assert await storage.count_sagas() == 2
 
 
 class TestLooking:
@@ -302,6 +386,19 @@ class TestLooking:
         await fill(twins(*databases), 1)
         with pytest.raises(ShardingError, match="another order"):
             await self.looking(*map(MemorySagaStorage, reversed(databases))).reach()
+
+    async def test_half_recorded_shards_are_looked_at(self) -> None:
+        """One that comes back new, as it always was, isn't in the place of another."""
+        shards = [Flaky() for _ in range(2)]
+        shards[1].dies_before_recording = True
+        with pytest.raises(StorageUnavailableError):
+            await ShardedSagaStorage(shards).find_sagas()
+        view = self.looking(*shards)
+        assert (await view.find_sagas()).missing == (1,)
+        shards[1].is_down = shards[1].dies_before_recording = False
+        assert (await view.find_sagas()).missing == ()
+        await fill(ShardedSagaStorage(shards), 1)
+        assert await view.count_sagas() == 2
 
     async def test_a_whole_id_asks_its_own_shard(self) -> None:
         """It is found, or the shard's error is raised, whatever the others do; first digits ask all."""
@@ -403,7 +500,7 @@ class TestOutage:
         shards[1].is_down = True
         assert (await storage.find_sagas()).missing == (1,)
         shards[1].hangs = True
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             for _ in range(100):
                 assert (await storage.find_sagas()).missing == (1,)
                 await storage.claim_sagas(owner="a", lease=NOW, limit=1, stale_after=NOW)
@@ -430,12 +527,230 @@ class TestOutage:
         ids = await fill(storage)
         shards[1].is_down = True
         assert (await storage.find_sagas()).missing == (1,)
-        shards[1]._bind, shards[1].is_down = MemoryDatabase(), False  # noqa: SLF001 - as if it were restored so
+        shards[1].come_back_as(MemoryDatabase())
         for _ in range(2):
             with pytest.raises(ShardingError, match="storage 1 records nothing"):
                 await storage.get_saga(ids[1][0])
             with pytest.raises(ShardingError, match="storage 1 records nothing"):
                 await storage.find_sagas()
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            StorageUnavailableError("connection refused"),
+            StorageUnavailableError("the server is down", "57P03"),
+            StorageUnavailableError("the server is a standby", "25006"),
+            UnknownOutcomeError(None),
+            SchemaError(None, "9"),
+        ],
+        ids=["refused", "down", "standby", "died", "no tables"],
+    )
+    @pytest.mark.parametrize("call", ["write", "read", "whole id", "hold", "stub", "restore", "claim"])
+    async def test_whoever_meets_the_outage_has_it_looked_at_again(
+        self, storage: ShardedSagaStorage, shards: list[Flaky], call: str, error: SagaStoreError
+    ) -> None:
+        """Also if only calls for one saga do; nothing is written to the database that is there now."""
+        ids = await fill(storage)
+        saga_id = ids[1][0]
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "write": lambda: storage.update_context(saga_id, {"n": 1}),
+            "read": lambda: storage.get_saga(saga_id),
+            "whole id": lambda: storage.find_sagas(SagaQuery(id_prefix=saga_id.hex)),
+            "hold": lambda: storage.hold_saga(saga_id, by="ann", reason="told so"),
+            "stub": lambda: storage.find_stub(saga_id),
+            "claim": lambda: storage.claim_sagas(owner="a", lease=timedelta(hours=1), limit=9, stale_after=NOW),
+            "restore": lambda: storage.restore_saga(kept),
+        }
+        await storage.update_status(saga_id, SagaStatus.COMPLETED)
+        kept = await record(storage, saga_id)
+        shards[1].is_down, shards[1].error = True, error
+        if call == "claim":
+            assert len(await calls[call]()) == 6
+        else:
+            with pytest.raises(type(error)):
+                await calls[call]()
+        new = MemoryDatabase()
+        shards[1].come_back_as(new)
+        with pytest.raises(ShardingError, match="storage 1 records nothing"):
+            await storage.create_saga(ids_of(storage, 1, 4)[3], "order", {})
+        assert (new.count_rows(), new._shard_records) == ((0, 0), [])
+        for saga_id in ids[0] + ids[2]:
+            await storage.update_context(saga_id, {"n": 1})
+
+    async def test_an_outage_in_the_middle_of_a_look_is_not_overlooked(
+        self, storage: ShardedSagaStorage, shards: list[Flaky]
+    ) -> None:
+        """What the look saw may be what was there before; a call that was under way tells that it is gone."""
+        ids = await fill(storage)
+        begun, goes_on = asyncio.Event(), asyncio.Event()
+        look, write = shards[1]._fetch_shard_state, shards[1]._apply
+
+        async def late_look() -> ShardState:
+            state = await look()
+            shards[1]._fetch_shard_state = look  # type: ignore[method-assign] # once
+            begun.set()
+            await goes_on.wait()
+            return state
+
+        async def late_write(_: Write) -> Outcome:
+            await begun.wait()
+            return UnknownOutcomeError(None)
+
+        shards[1]._apply = late_write  # type: ignore[method-assign, assignment] # the server is gone
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            under_way = asyncio.create_task(storage.update_context(ids[1][0], {"n": 1}))
+            await asyncio.sleep(0)
+            shards[1]._apply = write  # type: ignore[method-assign] # as it was
+            shards[1].is_down = True
+            assert (await storage.find_sagas()).missing == (1,)
+            shards[1].is_down = False
+            shards[1]._fetch_shard_state = late_look  # type: ignore[method-assign] # see above
+            reading = asyncio.create_task(storage.get_saga(ids[1][1]))
+            with pytest.raises(UnknownOutcomeError):
+                await under_way
+            shards[1].come_back_as(MemoryDatabase())
+            goes_on.set()
+            with pytest.raises(ShardingError, match="storage 1 records nothing"):
+                await reading
+
+    @pytest.mark.parametrize("count", [1, 3])
+    async def test_when_all_come_back_as_others_they_are_refused(self, count: int) -> None:
+        """New databases aren't recorded in the place of those that there were."""
+        shards = [Flaky() for _ in range(count)]
+        storage = ShardedSagaStorage(shards)
+        ids = await fill(storage, 1)
+        for shard in shards:
+            shard.is_down = True
+        with pytest.raises(StorageUnavailableError):
+            await storage.find_sagas()
+        new = [MemoryDatabase() for _ in range(count)]
+        for shard, database in zip(shards, new, strict=True):
+            shard.come_back_as(database)
+        for _ in range(2):
+            with pytest.raises(ShardingError, match="storage 0 "):
+                await storage.get_saga(ids[0][0])
+            with pytest.raises(ShardingError, match="storage 0 "):
+                await storage.find_sagas()
+        assert [database._shard_records for database in new] == [[]] * count
+        await twins(*new).find_sagas()
+        with pytest.raises(ShardingError, match="storage 0 "):
+            await storage.find_sagas()
+
+    async def test_an_answer_is_no_outage(self, storage: ShardedSagaStorage, shards: list[Flaky]) -> None:
+        """A statement that was canceled has a list go on without the shard, and nothing else is different."""
+        ids = await fill(storage)
+        shards[1].is_down, shards[1].error = True, StorageUnavailableError("canceling statement", "57014")
+        assert (await storage.find_sagas()).missing == (1,)
+        assert str(storage.unreachable[1]).endswith("shard 1 can't be reached: canceling statement")
+        with pytest.raises(StorageUnavailableError, match="canceling statement"):
+            await storage.get_saga(ids[1][0])
+        shards[1].is_down, shards[1].hangs = False, True
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await storage.update_context(ids[1][0], {"n": 1})
+            assert (await storage.find_sagas()).missing == ()
+        assert storage.unreachable == {}
+
+    async def test_one_that_is_back_does_not_wait_for_another(
+        self, storage: ShardedSagaStorage, shards: list[Flaky]
+    ) -> None:
+        """Each is looked at by itself, by those who need it."""
+        ids = await fill(storage)
+        shards[1].is_down = shards[2].is_down = True
+        assert (await storage.find_sagas()).missing == (1, 2)
+        shards[1].is_down, shards[2].hangs = False, True
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await storage.update_context(ids[1][0], {"n": 1})
+            assert (await storage.find_sagas()).missing == (2,)
+            shards[1].is_down = True
+            with pytest.raises(StorageUnavailableError):
+                await storage.get_saga(ids[1][0])
+            shards[1].is_down = False
+            await storage.update_context(ids[1][0], {"n": 2})
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await storage.get_saga(ids[2][0])
+
+    async def test_one_without_tables_is_missed_and_its_sagas_raise(
+        self, storage: ShardedSagaStorage, shards: list[Flaky]
+    ) -> None:
+        """Its server is back, and what it is restored from hasn't got to them yet."""
+        ids = await fill(storage)
+        shards[1].is_down = True
+        shards[1].error = SchemaError(None, "9", schema="saga_01")
+        for _ in range(2):
+            page = await storage.find_sagas()
+            assert ({saga.id for saga in page.sagas}, page.missing) == ({*ids[0], *ids[2]}, (1,))
+            assert "shard 1 can't be used: the saga tables in schema 'saga_01' are missing" in str(
+                storage.unreachable[1]
+            )
+            assert (await storage.get_figures()).missing == (1,)
+            await storage.update_context(ids[0][0], {"n": 1})
+            with pytest.raises(SchemaError, match="--schema saga_01"):
+                await storage.get_saga(ids[1][0])
+        assert len(await storage.claim_sagas(owner="a", lease=timedelta(hours=1), limit=9, stale_after=NOW)) == 6
+        shards[1].is_down = False
+        assert (await storage.find_sagas()).missing == ()
+        shards[1].is_down = True
+        with pytest.raises(SchemaError):
+            await ShardedSagaStorage(shards).find_sagas()
+
+    @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+    async def test_a_name_that_leads_to_another_database_after_an_outage(
+        self, databases: Databases, template: Database, driver: str
+    ) -> None:
+        """Met by a write alone, which the storage sends again and in a crowd."""
+        async with AsyncExitStack() as stack:
+            first, second, new = [stack.enter_context(databases.clone(template)) for _ in range(3)]
+            leads_to: Database | None = second
+
+            engines = [create_async_engine(database.url(driver)) for database in (first, second)]
+            for engine in engines:
+                stack.push_async_callback(engine.dispose)
+
+            @event.listens_for(engines[1].sync_engine, "do_connect")
+            def lead(_: object, __: object, ___: object, given: dict[str, object]) -> None:
+                if leads_to is None:
+                    raise ConnectionRefusedError("connection refused")
+                given["database" if driver == "asyncpg" else "dbname"] = leads_to.name
+
+            storage = ShardedSagaStorage([SqlAlchemySagaStorage(engine, retry_for=NOW) for engine in engines])
+            ids = await fill(storage)
+            leads_to = None
+            await engines[1].dispose()
+            with pytest.raises(StorageUnavailableError, match="connection refused"):
+                await storage.update_context(ids[1][0], {"n": 1})
+            leads_to = new
+            with pytest.raises(ShardingError, match="storage 1 records nothing"):
+                await storage.create_saga(ids_of(storage, 1, 4)[3], "order", {})
+            leads_to = second
+            await engines[1].dispose()
+            await storage.update_context(ids[1][0], {"n": 1})
+
+    async def test_a_claim_does_not_wait_for_a_dying_shard(
+        self, storage: ShardedSagaStorage, shards: list[Flaky], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The leases of what it has got from the others would run out meanwhile."""
+        ids = await fill(storage)
+        shards[1].claims_hang = True
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            claimed = await storage.claim_sagas(owner="a", lease=timedelta(seconds=3), limit=10, stale_after=NOW)
+        assert {saga.id for saga in claimed} == {*ids[0], *ids[2]}
+        assert "sagas of shard 1 were not claimed: nothing was written: it hasn't answered in time" in caplog.text
+        shards[1].claims_hang = False
+        claimed = await storage.claim_sagas(owner="a", lease=NOW, limit=10, stale_after=NOW)
+        assert {saga.id for saga in claimed} == set(ids[1])
+
+    async def test_a_claim_that_is_cancelled_leaves_nothing_behind(
+        self, storage: ShardedSagaStorage, shards: list[Flaky]
+    ) -> None:
+        await fill(storage)
+        shards[1].claims_hang = True
+        before = asyncio.all_tasks()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await storage.claim_sagas(owner="a", lease=timedelta(hours=1), limit=10, stale_after=NOW)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
 
 
 class TestFairness:
