@@ -20,7 +20,8 @@ import pytest
 from sqlalchemy import make_url
 
 from saga_store.testing import postgres
-from saga_store.testing.postgres import PostgresServer, PostgresUnavailableError, cluster, embedded, serve
+from saga_store.testing.postgres import PostgresServer, PostgresUnavailableError, cluster, container, embedded, serve
+from tests.connections import free_port
 
 ROOT = Path(__file__).parent.parent
 SOON = 10.0
@@ -238,6 +239,17 @@ class TestChoice:
             assert ask(server.url, "SELECT 1") == 1
         assert "embedded" in server.how
         assert f"because no Docker daemon answers at unix://{tmp_path}" in server.how
+
+    def test_a_container_that_initialises_is_waited_for(
+        self, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It says that it is ready while its database is made, too, and nobody answers from outside then."""
+        attempts = iter([f"postgresql://127.0.0.1:{free_port()}/x"] * 2)
+        monkeypatch.setattr(container, "external", lambda url: postgres.external(next(attempts, url)))
+        with container.answering(server.url, 30) as found:
+            assert found.url == server.url
+        with pytest.raises(PostgresUnavailableError), container.answering(f"postgresql://127.0.0.1:{free_port()}/x", 0):
+            pass
 
     def test_an_unknown_choice_is_refused(self) -> None:
         """The message lists the choices."""

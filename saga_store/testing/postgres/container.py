@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ OFFICIAL_IMAGE = "postgres:17-alpine"
 FOLDER = "/throw-away"
 # The data lies in memory and is thrown away: nothing in it has to survive a power cut.
 SETTINGS = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200"]
+SECONDS_TO_ANSWER = 15.0
 DEFAULT_SOCKET = "npipe" if sys.platform == "win32" else "unix:///var/run/docker.sock"
 OTHERWISE = "set SAGA_STORE_TEST_PG=embedded, which needs no Docker"
 
@@ -58,13 +60,29 @@ def docker(image: str | None = None) -> Iterator[PostgresServer]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(container)
-            server = stack.enter_context(external(container.get_connection_url()))
+            server = stack.enter_context(answering(container.get_connection_url(), SECONDS_TO_ANSWER))
         except (DockerException, OSError, RuntimeError) as exc:
             raise PostgresUnavailableError(
                 f"the container of {image} didn't start: {str(exc).strip()}",
                 f"See what `docker run --rm -e POSTGRES_PASSWORD=x {image}` says, or {OTHERWISE}.",
             ) from exc
         yield replace(server, how=f"a container of {image}")
+
+
+@contextlib.contextmanager
+def answering(url: str, seconds: float) -> Iterator[PostgresServer]:
+    """Yield the server at ``url``, waiting for it: "ready" is what one says, too, that only makes the database."""
+    give_up = time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        server = None
+        while server is None:
+            try:
+                server = stack.enter_context(external(url))
+            except PostgresUnavailableError:
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(0.1)
+        yield server
 
 
 def _client() -> Any:  # noqa: ANN401 - docker has no types
