@@ -26,11 +26,16 @@ _Key: TypeAlias = tuple[float, str, UUID]
 
 
 def _key(cursor: Cursor) -> _Key:
-    """Return what orders sagas by creation, also those of a year that Python doesn't have."""
+    """Return what orders sagas by creation, also those of a year that Python doesn't have.
+
+    Python writes all digits of a fraction, and PostgreSQL none that says nothing.
+    """
     text = cursor.created_at
     if text.endswith("infinity"):
         return -math.inf if text.startswith("-") else math.inf, "", cursor.id
     year, _, rest = text.removesuffix(" BC").partition("-")
+    if "." in rest:
+        rest = rest.rstrip("0").rstrip(".")
     return -int(year) if text.endswith(" BC") else int(year), rest, cursor.id
 
 

@@ -852,6 +852,40 @@ class TestPages:
             assert sorted(found) == sorted(ids[0][1:] + ids[1][1:])
             assert unreadable == {ids[0][0], ids[1][0]}
 
+    @pytest.mark.parametrize("moment", ["10:00:00", "10:00:00.1", "10:00:00.12", "10:00:10", "10:00:00.000001"])
+    @pytest.mark.parametrize("limit", [1, 2, 3])
+    async def test_one_moment_has_one_place_in_the_order(
+        self, databases: Databases, template: Database, moment: str, limit: int
+    ) -> None:
+        """However its fraction is spelled: where pages end with rows that can't be read, none is lost or comes twice."""
+        async with AsyncExitStack() as stack:
+            shards = [stack.enter_context(databases.clone(template)) for _ in range(2)]
+            engines = [create_async_engine(shard.url("psycopg")) for shard in shards]
+            for engine in engines:
+                stack.push_async_callback(engine.dispose)
+            storage = ShardedSagaStorage([SqlAlchemySagaStorage(engine) for engine in engines])
+            ids = await fill(storage, 6)
+            broken = {ids[0][5], ids[0][2], ids[1][0]}
+            for shard in shards:
+                with psycopg.connect(shard.url(), autocommit=True) as connection:
+                    connection.execute(
+                        "UPDATE saga_executions SET created_at = %s, "
+                        "updated_at = CASE WHEN id = ANY (%s) THEN 'infinity' ELSE updated_at END",
+                        (f"2026-11-26 {moment}+00", list(broken)),
+                    )
+            found: list[UUID] = []
+            unreadable: set[UUID] = set()
+            after: str | None = None
+            for _ in range(40):
+                page = await storage.find_sagas(limit=limit, after=after)
+                found += [saga.id for saga in page.sagas]
+                unreadable |= set(page.unreadable)
+                if (after := page.after) is None:
+                    break
+            assert after is None
+            assert found == sorted({*ids[0], *ids[1]} - broken, reverse=True)
+            assert unreadable == broken
+
 
 class TestCommitInto:
     async def test_a_session_of_the_sagas_twin_is_joined_and_no_other(self) -> None:
