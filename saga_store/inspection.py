@@ -1,7 +1,8 @@
 """What a view of sagas needs: what is asked, what is shown, and how a history reads; no I/O.
 
 A saga's *condition* is derived, never stored. What a view tells of a history goes by its last ``HISTORY_SEEN``
-entries, and details come cut after ``DETAILS_SHOWN`` characters, so that no saga costs a view more than another.
+entries, or by fewer if many histories are looked at for an answer. Of details that are longer than ``DETAILS_SHOWN``
+characters the middle is left out. So no saga costs a view more than another.
 """
 
 import base64
@@ -33,8 +34,12 @@ STALE_AFTER = timedelta(minutes=10)
 MAX_ATTEMPTS = 5
 HISTORY_SEEN = 1000
 """How many of a saga's entries a view looks at, the last ones."""
+ENTRIES_SEEN = 500_000
+"""How many entries of all sagas together a view looks at, if it has to read histories to find what is asked for."""
+FEWEST_SEEN = 100
+"""How many of each saga's it looks at then in any case."""
 DETAILS_SHOWN = 2000
-"""How many characters of an entry's details a view shows."""
+"""How many characters of an entry's details a view shows: of what is longer, as many of its beginning as of its end."""
 SAGAS_SEEN = 5000
 """Of how many sagas of a kind a view reads histories to find what is asked for: the oldest unfinished ones, the newest
 finished ones."""
@@ -469,11 +474,23 @@ def fingerprint(details: str | None) -> str | None:
 
     Of a traceback it is the last line, of any other text the first that isn't blank.
     """
-    lines = [line for line in (details or "")[:DETAILS_SHOWN].splitlines() if line.strip()]
+    line = telling_line(cut_details(details))
+    return None if line is None else " ".join(_VARIABLE.sub("#", line).split())[:_MOST_OF_AN_ERROR]
+
+
+# How Python draws the tracebacks of an exception group beside each other.
+_GROUP_DRAWING = re.compile(r"(?:[\s|+-]*-+ (?:\d+|\.\.\.) -+|[\s|+-]*)\s*")
+
+
+def telling_line(details: str | None) -> str | None:
+    """Return the line of an error that says most: of a traceback the last, of any other text the first."""
+    lines = [line.strip() for line in (details or "").splitlines() if line.strip()]
     if not lines:
         return None
-    line = lines[-1] if lines[0].startswith("Traceback ") else lines[0]
-    return " ".join(_VARIABLE.sub("#", line).split())[:_MOST_OF_AN_ERROR]
+    if "Exception Group Traceback " in lines[0]:
+        lines = [line for line in (_GROUP_DRAWING.sub("", line, count=1) for line in lines) if line]
+        return lines[-1]
+    return lines[-1] if lines[0].startswith("Traceback ") else lines[0]
 
 
 # Neither letters nor marks to the eye, though Unicode says they are.
@@ -672,8 +689,8 @@ class HistoryDigest:
         return changed_at if self.changed_at is None else max(changed_at, self.changed_at)
 
 
-def digest(history: Sequence[SagaLogEntry]) -> HistoryDigest:
-    recent = history[-HISTORY_SEEN:]
+def digest(history: Sequence[SagaLogEntry], seen: int = HISTORY_SEEN) -> HistoryDigest:
+    recent = history[-seen:]
     intervened_at = frozenset(entry.created_at for entry in recent if entry.step_name.startswith(INTERVENTION))
     own = [entry for entry in recent if not entry.step_name.startswith(INTERVENTION)]
     started: dict[tuple[str, StepAction], bool] = {}
@@ -714,7 +731,17 @@ def cut(entry: SagaLogEntry) -> SagaLogEntry:
 def cut_details(details: str | None) -> str | None:
     if details is None or len(details) <= DETAILS_SHOWN:
         return details
-    return details[:DETAILS_SHOWN] + "\N{HORIZONTAL ELLIPSIS}"
+    return cut_between(details[: DETAILS_SHOWN // 2], details[-DETAILS_SHOWN // 2 :])
+
+
+def cut_between(beginning: str, end: str) -> str:
+    """Return details whose middle is left out: an error's beginning says where, and its end says what."""
+    return f"{beginning}\N{HORIZONTAL ELLIPSIS}{end}"
+
+
+def history_seen(sagas: int) -> int:
+    """Return how many entries of each are looked at if the histories of so many sagas are."""
+    return max(FEWEST_SEEN, min(HISTORY_SEEN, ENTRIES_SEEN // max(sagas, 1)))
 
 
 def group(summaries: Iterable[SagaSummary], now: datetime, *, is_partial: bool = False) -> list[SagaGroup]:

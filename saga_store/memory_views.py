@@ -9,6 +9,7 @@ from uuid import UUID
 
 from saga_store.inspection import (
     FINISHED_WINDOW,
+    HISTORY_SEEN,
     INTERVENTION,
     MOST_COUNTED,
     SAGAS_SEEN,
@@ -21,6 +22,7 @@ from saga_store.inspection import (
     SagaQuery,
     SagaSummary,
     digest,
+    history_seen,
     id_range,
     intervention,
     is_equal_json,
@@ -95,7 +97,7 @@ class MemoryViews:
     def look(self, query: SagaQuery, *, samples: bool = False, counts: bool = False) -> tuple[list[SagaSummary], bool]:
         """Return what is asked for, and whether not all was looked at; ``samples`` if it never should be."""
         since = self.now - FINISHED_WINDOW if is_windowed(query, counts=counts) else None
-        found: list[SagaSummary] = []
+        seen: list[Row] = []
         is_partial = False
         for kind in kinds(query):
             lives = kind[0] in UNFINISHED
@@ -108,11 +110,13 @@ class MemoryViews:
                 rows.sort(key=_age, reverse=not lives)
                 is_partial |= len(rows) > SAGAS_SEEN
                 rows = rows[:SAGAS_SEEN]
-            found += [saga for row in rows if self._is_asked(saga := self.summary(row, query), query)]
-        return found, is_partial
+            seen += rows
+        entries = history_seen(len(seen)) if samples or query.asks_histories else HISTORY_SEEN
+        summaries = (self.summary(row, query, entries) for row in seen)
+        return [saga for saga in summaries if self._is_asked(saga, query)], is_partial
 
-    def summary(self, row: Row, query: SagaQuery) -> SagaSummary:
-        seen = digest(self.history(row.id))
+    def summary(self, row: Row, query: SagaQuery, entries: int = HISTORY_SEEN) -> SagaSummary:
+        seen = digest(self.history(row.id), entries)
         since = seen.silent_since(row.created_at, row.updated_at)
         condition = self._condition(row, query.max_attempts)
         if condition is SagaCondition.ACTIVE and since <= self.now - query.stale_after:

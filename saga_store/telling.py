@@ -20,6 +20,7 @@ from saga_store.inspection import (
     SagaSummary,
     StepAttempt,
     read_record,
+    telling_line,
     visible,
 )
 from saga_store.model import SagaStatus, SagaStepStatus, StepAction
@@ -184,10 +185,10 @@ def outcome(attempt: StepAttempt) -> str:
 
 def headline(details: str | None) -> str | None:
     """Return the line of an error that says most: of a traceback the last, of any other text the first."""
-    lines = [line.strip() for line in (details or "").splitlines() if line.strip()]
-    if not lines:
+    found = telling_line(details)
+    if found is None:
         return None
-    line = visible(lines[-1] if lines[0].startswith("Traceback ") else lines[0])
+    line = visible(found)
     return line if len(line) <= _HEADLINE else line[: _HEADLINE - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -243,13 +244,14 @@ def _doubt(attempts: Sequence[StepAttempt], now: datetime, zone: tzinfo | None) 
 
 
 def _ending(saga: SagaSummary, attempts: Sequence[StepAttempt], now: datetime, zone: tzinfo | None) -> str:
-    when = instant(saga.updated_at, now, zone)
+    ended = now - saga.silent_for  # what persons did since is no sign of life
+    when = instant(ended, now, zone)
     if saga.status is SagaStatus.COMPLETED:
-        return f"Completed at {when}, {duration(saga.updated_at - saga.created_at)} after it was created."
+        return f"Completed at {when}, {duration(max(ended - saga.created_at, timedelta()))} after it was created."
     for attempt in reversed(attempts):
         if attempt.step_name == f"{INTERVENTION}give_up_saga":
             by, reason, _ = read_record(attempt.details)
-            given_up = instant(attempt.ended or saga.updated_at, now, zone)
+            given_up = instant(attempt.ended or ended, now, zone)
             return f"Given up by {visible(by or 'somebody')} at {given_up}: {headline(reason) or 'no reason is told'}"
     return " ".join(filter(None, (f"Failed at {when}.", _last_error(saga))))
 

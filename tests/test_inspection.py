@@ -1,6 +1,8 @@
 """What views are made of, without a storage: histories folded, errors grouped, hostile text made visible."""
 
+import asyncio
 import json
+import traceback
 import unicodedata
 from datetime import UTC, datetime, timedelta
 from typing import get_args
@@ -18,9 +20,11 @@ from saga_store.inspection import (
     SagaCondition,
     SagaQuery,
     checked_query,
+    cut_details,
     digest,
     fingerprint,
     fold_history,
+    history_seen,
     in_doubt,
     is_equal_json,
     read_cursor,
@@ -168,8 +172,41 @@ class TestDigest:
         assert seen is not None
         assert len(seen.details or "") == DETAILS_SHOWN + 1
 
+    def test_what_an_error_is_stands_at_its_end(self) -> None:
+        """Of a traceback of any length; and where it came from, at its beginning."""
+        frames = "".join(f'  File "shop.py", line {number}, in step{number}\n' for number in range(500))
+        seen = digest(
+            history(("pay", "act", FAILED, f"Traceback (most recent call last):\n{frames}Refused: no 12"))
+        ).last
+        assert seen is not None
+        assert "line 0, in step0" in (seen.details or "")
+        assert fingerprint(seen.details) == "Refused: no #"
+        assert cut_details(seen.details) == seen.details
+
+    @pytest.mark.parametrize(
+        ("sagas", "seen"), [(0, 1000), (1, 1000), (500, 1000), (1000, 500), (5000, 100), (9999, 100)]
+    )
+    def test_of_many_histories_less_is_looked_at(self, sagas: int, seen: int) -> None:
+        assert history_seen(sagas) == seen
+
 
 class TestFingerprint:
+    def test_of_a_group_of_exceptions_it_is_the_last_one(self) -> None:
+        """As asyncio.TaskGroup raises it, drawn beside the others."""
+
+        async def fail(text: str) -> None:
+            raise ValueError(text)
+
+        async def both() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail("timeout after 3 s"))
+                group.create_task(fail("card 17 declined"))
+
+        with pytest.raises(ExceptionGroup) as raised:
+            asyncio.run(both())
+        drawn = "".join(traceback.format_exception(raised.value))
+        assert fingerprint(drawn) == "ValueError: card # declined"
+
     @pytest.mark.parametrize(
         ("one", "other"),
         [
@@ -256,7 +293,7 @@ class TestRecords:
         """An entry that something else wrote under our names is shown as it is."""
         by, reason, rest = read_record(details)
         assert (by, rest) == (None, {})
-        assert (reason or "") in f"{(details or '')[:DETAILS_SHOWN]}\N{HORIZONTAL ELLIPSIS}"
+        assert reason == cut_details(details)
 
 
 class TestQueries:

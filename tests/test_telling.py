@@ -74,7 +74,7 @@ def summary(
         updated_at=NOW - timedelta(hours=1),
         condition=condition,
         in_doubt=bool(entries) and entries[-1].status is STARTED and condition is not SagaCondition.HELD,
-        silent_for=timedelta(hours=1, minutes=53),
+        silent_for=timedelta(hours=1) if condition is SagaCondition.FINISHED else timedelta(hours=1, minutes=53),
         last_entry=entries[-1] if entries else None,
         last_error=failed[-1] if failed else None,
     )
@@ -150,6 +150,8 @@ class TestVerdict:
         assert told(summary(SagaCondition.FINISHED, status=SagaStatus.COMPLETED)) == (
             "Completed at 2026-11-25 23:44:17, 1h after it was created."
         )
+        held = replace(summary(SagaCondition.FINISHED, status=SagaStatus.COMPLETED), updated_at=NOW)
+        assert told(held).startswith("Completed at 2026-11-25 23:44:17, 1h")
         failed = [entry(1, "Charge", FAILED, 60, details="no funds")]
         assert told(summary(SagaCondition.FINISHED, *failed, status=SagaStatus.FAILED), *failed) == (
             "Failed at 2026-11-25 23:44:17. Charge failed last: no funds"

@@ -15,7 +15,16 @@ Times are in UTC, for which `infinity` is a word like any other.
 
 from functools import cache
 
-from saga_store.inspection import DETAILS_SHOWN, HISTORY_SEEN, INTERVENTION, MOST_COUNTED, RECORD_SHOWN, SAGAS_SEEN
+from saga_store.inspection import (
+    DETAILS_SHOWN,
+    ENTRIES_SEEN,
+    FEWEST_SEEN,
+    HISTORY_SEEN,
+    INTERVENTION,
+    MOST_COUNTED,
+    RECORD_SHOWN,
+    SAGAS_SEEN,
+)
 from saga_store.model import SagaStatus
 from saga_store.sqlalchemy.statement import Statement
 
@@ -104,7 +113,12 @@ _HISTORY_CONDITIONS = {
 }
 
 
-def _digest(saga: str, *, only_if: str = "TRUE") -> str:
+def _seen(sagas: str) -> str:
+    """Return how many entries of each are looked at, as ``history_seen`` has it, if those of so many sagas are."""
+    return f"GREATEST({FEWEST_SEEN}, LEAST({HISTORY_SEEN}, {ENTRIES_SEEN} / GREATEST({sagas}, 1)))"
+
+
+def _digest(saga: str, *, only_if: str = "TRUE", seen: str = str(HISTORY_SEEN)) -> str:
     """Return a query for what a view needs of a saga's history, a row in any case.
 
     What one statement has written has one time. So what came with an intervention is a person's, and no sign of life.
@@ -130,7 +144,7 @@ def _digest(saga: str, *, only_if: str = "TRUE") -> str:
                     FROM saga_logs
                     WHERE saga_id = {saga}.id AND {only_if}
                     ORDER BY id DESC
-                    LIMIT {HISTORY_SEEN}
+                    LIMIT {seen}
                 ) recent
             ) told_apart
             GROUP BY step_name, action, is_intervention
@@ -155,7 +169,12 @@ def _entry(saga: str, entry_id: str) -> str:
 
 
 def _shown(entry: str) -> str:
-    details = f"left({entry}.details, {DETAILS_SHOWN + 1})"
+    half = DETAILS_SHOWN // 2
+    details = (
+        f"CASE WHEN length({entry}.details) > {DETAILS_SHOWN} "
+        f"THEN json_build_array(left({entry}.details, {half}), right({entry}.details, {half})) "
+        f"ELSE to_json({entry}.details) END"
+    )
     columns = (f"{entry}.id", f"{entry}.step_name", f"{entry}.action", f"{entry}.status", details)
     return f"json_build_array({', '.join(columns)}, {_utc(f'{entry}.created_at')})"
 
@@ -189,6 +208,7 @@ def _picked(asked: frozenset[str], kinds: tuple[SagaStatus, ...], *, samples: bo
 def _judged(asked: frozenset[str], kinds: tuple[SagaStatus, ...], *, samples: bool) -> str:
     """Return CTEs that end by ``asked``: the sagas that are asked for, with what their histories tell."""
     most = "" if samples else "ORDER BY created_at DESC, id DESC LIMIT :limit"
+    seen = _seen("(SELECT count(*) FROM first)") if samples else str(HISTORY_SEEN)
     conditions = [condition for name, condition in _HISTORY_CONDITIONS.items() if name in asked]
     if samples and "after_id" in asked:
         conditions.append(_KEYSET)
@@ -203,7 +223,7 @@ first AS MATERIALIZED (
         last.step_name AS last_step
     FROM first p
     CROSS JOIN {_STALE_CLOCK}
-    CROSS JOIN LATERAL ({_digest("p")}) h
+    CROSS JOIN LATERAL ({_digest("p", seen=seen)}) h
     LEFT JOIN LATERAL ({_entry("p", "h.last_id")}) last ON TRUE
 ), asked AS MATERIALIZED (
     SELECT * FROM judged
@@ -326,6 +346,8 @@ def _of_table(table: str) -> str:
 
 # Of the oldest unfinished sagas histories are read; of the rest the row has to do, and there is an end to counting, so
 # that there are figures on the day on which nothing finishes, or everything fails.
+_OF_LIVING = _seen(f"(SELECT LEAST(count(*), {SAGAS_SEEN}) FROM living)")
+_OF_FAILED = _seen(f"(SELECT LEAST(count(*), {SAGAS_SEEN}) FROM failed)")
 FIGURES = Statement(f"""
 WITH living AS MATERIALIZED (
     SELECT id, name, created_at, updated_at, {_STANDING} AS standing,
@@ -338,7 +360,7 @@ WITH living AS MATERIALIZED (
     SELECT p.name, {_condition("p")} AS condition, CASE WHEN p.standing <> 'held' THEN h.in_doubt END AS in_doubt
     FROM living p
     CROSS JOIN {_STALE_CLOCK}
-    LEFT JOIN LATERAL ({_digest("p", only_if=f"p.position <= {SAGAS_SEEN}")}) h ON TRUE
+    LEFT JOIN LATERAL ({_digest("p", only_if=f"p.position <= {SAGAS_SEEN}", seen=_OF_LIVING)}) h ON TRUE
     WHERE p.position <= {MOST_COUNTED}
 ), failed AS MATERIALIZED (
     SELECT id, updated_at, row_number() OVER (ORDER BY created_at DESC, id DESC) AS position
@@ -351,7 +373,7 @@ WITH living AS MATERIALIZED (
 ), failed_in_doubt AS (
     SELECT h.in_doubt
     FROM failed p
-    CROSS JOIN LATERAL ({_digest("p")}) h
+    CROSS JOIN LATERAL ({_digest("p", seen=_OF_FAILED)}) h
     WHERE p.position <= {SAGAS_SEEN}
 ), groups AS (
     SELECT name, condition, count(*) AS sagas

@@ -28,7 +28,7 @@ from saga_store.inspection import (
     SagaPage,
     SagaQuery,
     SagaSummary,
-    cut_details,
+    cut_between,
     id_range,
     intervention,
     is_windowed,
@@ -339,12 +339,11 @@ def _entry(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the sta
     step_name: str,
     action: StepAction,
     status: str,
-    details: str | None,
+    details: str | list[str] | None,
     created_at: str,
 ) -> SagaLogEntry:
-    return SagaLogEntry(
-        entry_id, saga_id, step_name, action, SagaStepStatus(status), cut_details(details), _moment(created_at)
-    )
+    shown = cut_between(*details) if isinstance(details, list) else details
+    return SagaLogEntry(entry_id, saga_id, step_name, action, SagaStepStatus(status), shown, _moment(created_at))
 
 
 def _intervention(  # noqa: PLR0913, PLR0917 - a row's columns, in the order of the statement

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from saga_store.errors import InvalidSagaDataError, SagaConcurrencyError, SagaNotFoundError
-from saga_store.inspection import ContextPeek, RecentHistory, SagaCondition, SagaQuery, SagaSummary
+from saga_store.inspection import ContextPeek, RecentHistory, SagaCondition, SagaQuery, SagaSummary, cut_details
 from saga_store.interface import IInspectionStorage, IRecoveryStorage
 from saga_store.model import UNFINISHED, Checkpoint, LogStep, SagaExecution, SagaLogEntry, SagaStatus, SagaStepStatus
 from saga_store.testing.claim import Age, AgingContract
@@ -250,13 +250,14 @@ class InspectionContract(AgingContract):
         assert saga.last_entry.step_name == "pay"
 
     async def test_long_details_are_cut(self, storage: InspectedStorage) -> None:
-        """A list brings the beginning of an entry's details; the history has them whole."""
+        """A list brings the beginning of an entry's details and their end; the history has them whole."""
         name = f"order-{uuid4()}"
-        await _new(storage, name, steps=[LogStep("pay", "act", _FAILED, "\N{GRINNING FACE}" * 100_000)])
+        details = "\N{GRINNING FACE}" * 100_000 + "refused"
+        await _new(storage, name, steps=[LogStep("pay", "act", _FAILED, details)])
         [saga] = (await storage.find_sagas(SagaQuery(name=name))).sagas
         assert saga.last_entry == saga.last_error
         assert saga.last_entry is not None
-        assert saga.last_entry.details == "\N{GRINNING FACE}" * 2000 + "\N{HORIZONTAL ELLIPSIS}"
+        assert saga.last_entry.details == f"{details[:1000]}\N{HORIZONTAL ELLIPSIS}{details[-1000:]}"
 
     async def test_only_the_end_of_a_history_counts(self, storage: InspectedStorage) -> None:
         """What began more than 1,000 entries ago isn't seen by a view."""
@@ -385,14 +386,14 @@ class InspectionContract(AgingContract):
         assert await storage.get_in_doubt_steps(saga_id) == []
 
     async def test_the_end_of_a_history(self, storage: InspectedStorage) -> None:
-        """The last entries, in order, details cut after 2,000 characters, and how many come before them."""
+        """The last entries, in order, of details 2,000 characters, and how many come before them."""
         saga_id, other = await _new(storage, "order"), await _new(storage, "order")
-        details = [None, "", "\U0001f600" * 2000, "x" * 2001, "y" * 100_000]
+        details = [None, "", "\U0001f600" * 2000, "x" * 1000 + "y" + "z" * 1000, "y" * 100_000]
         for text in details:
             await storage.log_step(saga_id, "pay", "act", _FAILED, text)
             await storage.log_step(other, "pay", "act", _FAILED, "another saga's")
         history = await storage.get_step_history(saga_id)
-        cut = [entry.details and (entry.details[:2000] + "\u2026" * (len(entry.details) > 2000)) for entry in history]
+        cut = [cut_details(entry.details) for entry in history]
         seen = [replace(entry, details=shown) for entry, shown in zip(history, cut, strict=True)]
         assert await storage.get_recent_history(saga_id) == RecentHistory(seen)
         assert await storage.get_recent_history(saga_id, limit=2) == RecentHistory(seen[-2:], left_out=3)

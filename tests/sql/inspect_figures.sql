@@ -39,7 +39,7 @@ judged AS MATERIALIZED (
                     FROM saga_logs
                     WHERE saga_id = p.id AND p.position <= 5000
                     ORDER BY id DESC
-                    LIMIT 1000
+                    LIMIT GREATEST(100, LEAST(1000, 500000 / GREATEST((SELECT LEAST(count(*), 5000) FROM living), 1)))
                 ) recent
             ) told_apart
             GROUP BY step_name, action, is_intervention
@@ -79,7 +79,7 @@ failed_in_doubt AS (
                     FROM saga_logs
                     WHERE saga_id = p.id AND TRUE
                     ORDER BY id DESC
-                    LIMIT 1000
+                    LIMIT GREATEST(100, LEAST(1000, 500000 / GREATEST((SELECT LEAST(count(*), 5000) FROM failed), 1)))
                 ) recent
             ) told_apart
             GROUP BY step_name, action, is_intervention

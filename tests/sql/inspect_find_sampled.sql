@@ -62,7 +62,7 @@ judged AS MATERIALIZED (
                     FROM saga_logs
                     WHERE saga_id = p.id AND TRUE
                     ORDER BY id DESC
-                    LIMIT 1000
+                    LIMIT GREATEST(100, LEAST(1000, 500000 / GREATEST((SELECT count(*) FROM first), 1)))
                 ) recent
             ) told_apart
             GROUP BY step_name, action, is_intervention
@@ -77,7 +77,7 @@ asked AS MATERIALIZED (
 )
 (SELECT convert_to(CAST(json_build_array(statement_timestamp() AT TIME ZONE 'UTC', (SELECT COALESCE(bool_or(position > 5000), FALSE) FROM picked)) AS text), 'UTF8') AS answer)
 UNION ALL
-(SELECT convert_to(CAST(json_build_array(s.id, s.lease_expires_at AT TIME ZONE 'UTC', s.created_at AT TIME ZONE 'UTC', s.updated_at AT TIME ZONE 'UTC', s.since AT TIME ZONE 'UTC', s.archived_at AT TIME ZONE 'UTC', s.retain_until AT TIME ZONE 'UTC', s.name, s.status, s.version, s.recovery_attempts, s.lease_owner, s.condition, s.in_doubt, CASE WHEN last.id IS NOT NULL THEN json_build_array(last.id, last.step_name, last.action, last.status, left(last.details, 2001), last.created_at AT TIME ZONE 'UTC') END, CASE WHEN error.id IS NOT NULL THEN json_build_array(error.id, error.step_name, error.action, error.status, left(error.details, 2001), error.created_at AT TIME ZONE 'UTC') END) AS text), 'UTF8')
+(SELECT convert_to(CAST(json_build_array(s.id, s.lease_expires_at AT TIME ZONE 'UTC', s.created_at AT TIME ZONE 'UTC', s.updated_at AT TIME ZONE 'UTC', s.since AT TIME ZONE 'UTC', s.archived_at AT TIME ZONE 'UTC', s.retain_until AT TIME ZONE 'UTC', s.name, s.status, s.version, s.recovery_attempts, s.lease_owner, s.condition, s.in_doubt, CASE WHEN last.id IS NOT NULL THEN json_build_array(last.id, last.step_name, last.action, last.status, CASE WHEN length(last.details) > 2000 THEN json_build_array(left(last.details, 1000), right(last.details, 1000)) ELSE to_json(last.details) END, last.created_at AT TIME ZONE 'UTC') END, CASE WHEN error.id IS NOT NULL THEN json_build_array(error.id, error.step_name, error.action, error.status, CASE WHEN length(error.details) > 2000 THEN json_build_array(left(error.details, 1000), right(error.details, 1000)) ELSE to_json(error.details) END, error.created_at AT TIME ZONE 'UTC') END) AS text), 'UTF8')
     FROM asked s
     LEFT JOIN LATERAL (SELECT * FROM saga_logs WHERE saga_id = s.id AND id = s.last_id LIMIT 1) last ON TRUE
     LEFT JOIN LATERAL (SELECT * FROM saga_logs WHERE saga_id = s.id AND id = s.error_id LIMIT 1) error ON TRUE
