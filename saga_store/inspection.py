@@ -723,6 +723,13 @@ def in_doubt(history: Sequence[SagaLogEntry]) -> list[SagaLogEntry]:
     ]
 
 
+def last_in_doubt(history: Sequence[SagaLogEntry]) -> list[SagaLogEntry]:
+    """Return of the entries in doubt the last of each step and action, with which all of them end."""
+    doubts = in_doubt(history)
+    last = {(entry.step_name, entry.action): entry.id for entry in doubts}
+    return [entry for entry in doubts if entry.id == last[entry.step_name, entry.action]]
+
+
 def cut(entry: SagaLogEntry) -> SagaLogEntry:
     """Return the entry with its details as a view shows them."""
     return replace(entry, details=cut_details(entry.details))

@@ -327,7 +327,8 @@ class IRecoveryStorage(ICheckpointStorage):
     async def get_in_doubt_steps(self, saga_id: UUID) -> list[SagaLogEntry]:
         """Return the entries of steps that have STARTED, and of which nothing says how they ended.
 
-        A step is in doubt until an entry with the same step name and action, but another status, follows it.
+        A step is in doubt until an entry with the same step name and action, but another status, follows it. One that
+        was begun several times is listed with each, and they end together.
 
         Raises:
             SagaNotFoundError: No saga has this id.
@@ -500,11 +501,12 @@ class IInspectionStorage(ISagaStorage):
         For a person, who has looked at what the step did. One write appends the outcome, and under
         ``saga_store.settle_step`` a record as the other interventions have it, with ``entry_id``, ``step_name``,
         ``action`` and ``outcome``; raises the version; and ends the lease, so that whoever works on the saga is
-        refused. Of two persons that settle one step, one is refused.
+        refused. Of two persons that settle one step, one is refused. An end is that of all attempts at the step that
+        have begun before it: the last one is settled, by whoever has looked at what any of them did.
 
         Args:
             saga_id: The saga.
-            entry_id: The entry that is in doubt, one of ``get_in_doubt_steps``.
+            entry_id: The entry that is in doubt, one of ``get_in_doubt_steps``; of several attempts the last.
             status: COMPLETED, FAILED or COMPENSATED.
             by: Who says so, 1 to 255 characters.
             reason: How they know.
@@ -513,8 +515,8 @@ class IInspectionStorage(ISagaStorage):
         Raises:
             SagaNotFoundError: No saga has this id.
             SagaConcurrencyError: The saga is at another version; it was left as it was.
-            InvalidSagaDataError: The entry isn't in doubt, any more or at all, or isn't this saga's; the status is
-                no end; nobody or no reason is given.
+            InvalidSagaDataError: The entry isn't in doubt, any more or at all, or isn't this saga's, or a later attempt
+                at the same step is in doubt, too; the status is no end; nobody or no reason is given.
         """
 
 

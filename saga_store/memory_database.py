@@ -238,11 +238,16 @@ class MemorySession:
         row = self._row(saga_id)
         if row is not None:
             settlement.check_version(row.version)
-        started = next((entry for entry in in_doubt(self._history(saga_id)) if entry.id == settlement.entry_id), None)
+        doubts = in_doubt(self._history(saga_id))
+        started = next((entry for entry in doubts if entry.id == settlement.entry_id), None)
         if row is not None and row.archived_at is not None:
             raise self._database.archived(row)
         if row is None or started is None:
             raise settlement.refusal()
+        lane = started.step_name, started.action
+        last = max(entry.id for entry in doubts if (entry.step_name, entry.action) == lane)
+        if last != started.id:
+            raise settlement.refusal(later=last)
         before = {
             "status": row.status.value,
             "recovery_attempts": row.recovery_attempts,

@@ -229,12 +229,23 @@ def verdict(
     return " ".join(part for part in parts if part)
 
 
+def _doubts(attempts: Iterable[StepAttempt]) -> list[list[StepAttempt]]:
+    """Return the attempts in doubt at each step and action, the steps in the order of their last attempts."""
+    found: dict[tuple[str, StepAction], list[StepAttempt]] = {}
+    for attempt in attempts:
+        if attempt.state is AttemptState.IN_DOUBT:
+            lane = attempt.step_name, attempt.action
+            found[lane] = [*found.pop(lane, []), attempt]
+    return list(found.values())
+
+
 def _doubt(attempts: Sequence[StepAttempt], now: datetime, zone: tzinfo | None) -> str | None:
-    doubts = [attempt for attempt in attempts if attempt.state is AttemptState.IN_DOUBT and attempt.started]
+    doubts = _doubts(attempts)
     if not doubts:
         return None
-    last = doubts[-1]
-    began = "" if last.started is None else f" at {instant(last.started, now, zone)}"
+    *earlier, last = doubts[-1]
+    times = f" {len(earlier) + 1} times, last" if earlier else ""
+    began = times if last.started is None else f"{times} at {instant(last.started, now, zone)}"
     doing = "compensating " if last.action == "compensate" else ""
     more = f" {len(doubts) - 1} more in doubt." if len(doubts) > 1 else ""
     return (
@@ -353,14 +364,15 @@ def advice(
         return Advice(when, shlex.join(words))
 
     found = []
-    for attempt in attempts:
-        if attempt.state is AttemptState.IN_DOUBT:
-            happened = "COMPENSATED" if attempt.action == "compensate" else "COMPLETED"
-            entry = "--entry", str(attempt.entry_id)
-            found += [
-                command("settle", "The service says that it happened", *entry, "--status", happened),
-                command("settle", "The service says that it never happened", *entry, "--status", "FAILED"),
-            ]
+    for *earlier, last in _doubts(attempts):
+        happened = "COMPENSATED" if last.action == "compensate" else "COMPLETED"
+        entry = "--entry", str(last.entry_id)
+        count = f"{len(earlier) + 1} attempts"
+        for what, status in (
+            (f"happened in any of its {count}" if earlier else "happened", happened),
+            (f"happened in none of its {count}" if earlier else "never happened", "FAILED"),
+        ):
+            found.append(command("settle", f"The service says that it {what}", *entry, "--status", status))
     if saga.condition is SagaCondition.HELD:
         found.append(command("break-lease", "Its worker is dead, and the lease lasts"))
     if saga.condition is SagaCondition.EXHAUSTED:

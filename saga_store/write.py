@@ -88,7 +88,14 @@ class Settlement:
             ),
         )
 
-    def refusal(self) -> InvalidSagaDataError:
+    def refusal(self, later: int | None = None) -> InvalidSagaDataError:
+        """Return why the entry isn't settled; ``later`` is that of a later attempt, if there is one in doubt."""
+        if later is not None:
+            return InvalidSagaDataError(
+                "entry_id",
+                f"names an attempt that a later one, in doubt as well, follows at the same step: {self.entry_id}; "
+                f"an end is that of all of them: look at all, and settle entry {later}",
+            )
         return InvalidSagaDataError(
             "entry_id",
             f"names no step in doubt of saga {self.saga_id}, any more or at all: {self.entry_id}; "

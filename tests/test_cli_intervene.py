@@ -322,6 +322,23 @@ class TestPlans:
         ended = "SELECT saga_id FROM saga_logs WHERE step_name = 'pay' AND status = 'FAILED'"
         assert {saga_id for (saga_id,) in admin.execute(ended)} == set(ids)
 
+    def test_settling_a_step_that_was_begun_twice(
+        self, command: Command, make: Make, admin: psycopg.Connection
+    ) -> None:
+        """It is one step in doubt: by its last entry, by an id as by filters; an earlier entry is refused."""
+        [one, _] = make(2, steps=[STARTED, STARTED])
+        query = "SELECT id FROM saga_logs WHERE saga_id = %s AND step_name = 'pay' AND status = 'STARTED' ORDER BY id"
+        [earlier], [last] = admin.execute(query, [one]).fetchall()
+        code, _, err = command("settle", str(one), "--entry", str(earlier), "--status", "FAILED", *WHY)
+        assert code == Exit.REFUSED
+        assert f"entry {last}" in err
+        code, out, _ = command("settle", "--name", "order", "--status", "FAILED", *WHY, "--dry-run", "--json")
+        plan = json.loads(out)
+        assert (plan["count"], plan["left_out"]) == (2, {})
+        assert last in {each["entry_id"] for each in plan["plan"]}
+        assert command("settle", str(one), "--status", "COMPLETED", *WHY)[0] == Exit.DONE
+        assert command("settle", str(one), "--entry", str(last), "--status", "FAILED", *WHY)[0] == Exit.REFUSED
+
     def test_one_that_changes_after_the_plan(self, database: Database, make: Make, admin: psycopg.Connection) -> None:
         """It is left alone and reported, the others are done: exit code 9."""
         ids = make(3)

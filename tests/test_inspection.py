@@ -27,6 +27,7 @@ from saga_store.inspection import (
     history_seen,
     in_doubt,
     is_equal_json,
+    last_in_doubt,
     read_cursor,
     read_record,
     record,
@@ -135,6 +136,12 @@ class TestFoldHistory:
         assert [attempt.entry_id for attempt in attempts] == sorted({attempt.entry_id for attempt in attempts})
         ended = sum(attempt.ended is not None and attempt.started is not None for attempt in attempts)
         assert len(attempts) + ended == len(log)
+
+    @given(entries)
+    def test_the_last_doubts(self, log: list[SagaLogEntry]) -> None:
+        """Of the entries in doubt, the last of each step and action is the one to settle."""
+        last = {(entry.step_name, entry.action): entry for entry in in_doubt(log)}
+        assert last_in_doubt(log) == sorted(last.values(), key=lambda entry: entry.id)
 
     @given(entries)
     def test_the_digest_agrees_with_the_doubts(self, log: list[SagaLogEntry]) -> None:

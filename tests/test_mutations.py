@@ -49,6 +49,7 @@ from saga_store.inspection import (
     SagaPage,
     SagaQuery,
     SagaSummary,
+    in_doubt,
 )
 from saga_store.joining import Fate, Part
 from saga_store.memory_database import Row
@@ -943,6 +944,17 @@ class SettlesAnything(MemorySession):
             await self._apply(Write(settlement.saga_id, lease=Lease(), steps=steps))
 
 
+class SettlesEarlierAttempts(MemorySession):
+    """Settles a step by any of its attempts, and with it those that came later."""
+
+    async def _settle(self, settlement: Settlement) -> None:
+        doubts = in_doubt(self._history(settlement.saga_id))
+        lanes = {entry.id: (entry.step_name, entry.action) for entry in doubts}
+        last = {lane: entry_id for entry_id, lane in lanes.items()}
+        entry_id = last.get(lanes.get(settlement.entry_id, ("", "act")), settlement.entry_id)
+        await super()._settle(replace(settlement, entry_id=entry_id))
+
+
 class SettlesBesideTheWorker(MemorySession):
     """Settles a step as log_step would, and lets whoever works on the saga go on."""
 
@@ -1442,6 +1454,7 @@ MUTANTS = (
     Mutant(GroupsWithoutDoubt, InspectionContract, "test_views_tell_what_is_so"),
     Mutant(ListsWhatOthersDid, InspectionContract, "test_interventions_are_listed"),
     Mutant(SettlesAnything, InspectionContract, "test_only_what_is_in_doubt_is_settled"),
+    Mutant(SettlesEarlierAttempts, InspectionContract, "test_the_last_of_several_attempts_is_settled[COMPLETED]"),
     Mutant(SettlesAtAnyVersion, InspectionContract, "test_settling_expects_a_version"),
     Mutant(ShowsAnyContext, InspectionContract, "test_a_context_is_peeked_at"),
     Mutant(ShowsTheBeginning, InspectionContract, "test_the_end_of_a_history"),

@@ -292,6 +292,19 @@ def test_advice() -> None:
     assert not any("script" in one.command for one in found)
 
 
+def test_advice_on_several_attempts() -> None:
+    """One step that was begun twice has one end, so there is one pair of commands, and it says what of."""
+    history = [entry(7, "pay", STARTED, 60), entry(8, "ship", STARTED, 55), entry(9, "pay", STARTED, 50)]
+    found = advice(summary(SagaCondition.STALE, *history), fold_history(history, NOW))
+    assert [(one.when, shlex.split(one.command)[4:8]) for one in found[:4]] == [
+        ("The service says that it happened", ["--entry", "8", "--status", "COMPLETED"]),
+        ("The service says that it never happened", ["--entry", "8", "--status", "FAILED"]),
+        ("The service says that it happened in any of its 2 attempts", ["--entry", "9", "--status", "COMPLETED"]),
+        ("The service says that it happened in none of its 2 attempts", ["--entry", "9", "--status", "FAILED"]),
+    ]
+    assert shlex.split(found[4].command)[2] == "give-up"
+
+
 async def test_of_a_storage() -> None:
     """What a storage gives is told without further ado."""
     storage = MemorySagaStorage()

@@ -3,6 +3,7 @@
 import argparse
 import getpass
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -15,8 +16,8 @@ from saga_store.cli.saga_plan import Planned
 from saga_store.cli.sagas_shown import entry_as_text
 from saga_store.cli.shards import ALL_AT_ONCE, add_shards
 from saga_store.cli.verbs import Verbs
-from saga_store.inspection import SagaQuery, SagaSummary, in_doubt
-from saga_store.model import SagaStepStatus
+from saga_store.inspection import SagaQuery, SagaSummary, in_doubt, last_in_doubt
+from saga_store.model import SagaLogEntry, SagaStepStatus
 from saga_store.storage import SagaStorage
 
 _MOST = 1000
@@ -106,6 +107,12 @@ class BreakLease(Deed):
         )
 
 
+def _later(doubts: Sequence[SagaLogEntry], known: Sequence[SagaLogEntry], entry_id: int) -> int | None:
+    """Return which entry in doubt is that of a later attempt at the same step."""
+    lanes = {(entry.step_name, entry.action) for entry in known if entry.id == entry_id}
+    return next((entry.id for entry in doubts if (entry.step_name, entry.action) in lanes), None)
+
+
 class Settle(Deed):
     verb: ClassVar[str] = "settle"
     asks: ClassVar[str] = "Settle the step in doubt of {}"
@@ -121,11 +128,13 @@ class Settle(Deed):
 
     async def plan(self, storage: SagaStorage, saga: SagaSummary, given: argparse.Namespace) -> Planned | str:
         history = await storage.get_recent_history(saga.id)
-        doubts = [entry for entry in in_doubt(history.entries) if given.step in {None, entry.step_name}]
+        # There may be older ones than that tells.
+        known = await storage.get_in_doubt_steps(saga.id) if history.left_out else in_doubt(history.entries)
+        doubts = [entry for entry in last_in_doubt(known) if given.step in {None, entry.step_name}]
         if given.entry is not None:
+            if given.entry not in {entry.id for entry in doubts} and (later := _later(doubts, known, given.entry)):
+                return f"a later attempt at that step is in doubt, too: look at all, and settle the last, entry {later}"
             doubts = [entry for entry in doubts if entry.id == given.entry]
-            if not doubts and history.left_out:  # it may be an older one; the storage knows
-                return Planned(saga.id, saga, entry_id=given.entry, what=f"entry {given.entry}")
         if len(doubts) != 1:
             problem = "several steps are in doubt; say which by --entry" if doubts else "no such step is in doubt"
             return "\n".join([problem, *map(entry_as_text, doubts)])

@@ -418,8 +418,14 @@ FROM saga_executions
 WHERE id = CAST(CAST(:saga_id AS text) AS uuid)
 FOR NO KEY UPDATE
 """)
+# An entry in doubt, and which later attempt at the same step is in doubt as well.
+_LATER = """(
+        SELECT max(later.id) FROM saga_logs later
+        WHERE later.saga_id = l.saga_id AND later.id > l.id
+            AND later.step_name = l.step_name AND later.action = l.action
+    )"""
 DOUBT = Statement(f"""
-SELECT {_answer("l.step_name", "l.action")} AS answer
+SELECT {_answer("l.step_name", "l.action", _LATER)} AS answer
 FROM saga_logs l
 WHERE l.saga_id = CAST(CAST(:saga_id AS text) AS uuid) AND l.id = CAST(:entry_id AS bigint) AND l.status = 'STARTED'
     AND NOT EXISTS (

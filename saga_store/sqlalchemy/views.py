@@ -209,7 +209,9 @@ class Views:
             doubt = await _fetch(transaction, sql.DOUBT, asked)
             if not doubt:
                 raise settlement.refusal()
-            [(step_name, action)] = doubt
+            [(step_name, action, later)] = doubt
+            if later is not None:
+                raise settlement.refusal(later)
             before = {"status": status, "recovery_attempts": attempts, "lease_owner": owner}
             steps = settlement.steps(step_name, action, before)
             parameters = of_one(Write(saga_id, lease=Lease(), steps=steps))

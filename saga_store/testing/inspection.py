@@ -440,6 +440,26 @@ class InspectionContract(AgingContract):
             assert refusal.value.field == "entry_id"
         assert (await _observe(storage, saga_id), await _observe(storage, other)) == before
 
+    @pytest.mark.parametrize("status", [_COMPLETED, _FAILED])
+    async def test_the_last_of_several_attempts_is_settled(
+        self, storage: InspectedStorage, status: SagaStepStatus
+    ) -> None:
+        """An end is that of all attempts before it, so an earlier one is refused, and the last is named."""
+        saga_id, earlier = await _in_doubt(storage)
+        await storage.log_step(saga_id, "pay", "act", _STARTED)
+        await storage.log_step(saga_id, "pay", "compensate", _STARTED)
+        earlier_still, other, last = await storage.get_in_doubt_steps(saga_id)
+        assert earlier_still == earlier
+        before = await _observe(storage, saga_id)
+        with pytest.raises(InvalidSagaDataError, match=rf"\b{last.id}\b") as refusal:
+            await storage.settle_step(saga_id, earlier.id, status, **_WHO)
+        assert refusal.value.field == "entry_id"
+        assert await _observe(storage, saga_id) == before
+        await storage.settle_step(saga_id, last.id, status, **_WHO)
+        assert await storage.get_in_doubt_steps(saga_id) == [other]
+        await storage.settle_step(saga_id, other.id, status, **_WHO)
+        assert await storage.get_in_doubt_steps(saga_id) == []
+
     async def test_settling_badly(self, storage: InspectedStorage) -> None:
         """Who, why and how have to be told; a missing saga is an error."""
         saga_id, entry = await _in_doubt(storage)
