@@ -1,6 +1,12 @@
 """One command for all shards: in order, with a summary, and the exit code of the worst."""
 
+import argparse
+import asyncio
 import json
+import os
+import signal
+import socket
+import time
 from pathlib import Path
 
 import psycopg
@@ -8,7 +14,12 @@ import pytest
 
 from saga_store import schema
 from saga_store.cli import main
+from saga_store.cli.console import Console
 from saga_store.cli.exits import Exit
+from saga_store.cli.retention_run import Stop, on
+from saga_store.cli.shards import Shard, Shards, in_turn, url_of
+from saga_store.errors import StorageUnavailableError
+from saga_store.retention.over_shards import share_of
 from tests.databases import Database
 from tests.programs import psql
 
@@ -58,6 +69,78 @@ def test_a_file_says_where_each_is(
     assert "1 of 2 shards done; shard 0: failed" in shown.err
     assert "secret" not in shown.out + shown.err
     assert schema.check(empty_database.url("psycopg")).state is schema.State.CURRENT
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_one_that_never_answers_is_given_up(
+    empty_database: Database,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    driver: str,
+) -> None:
+    """After as many seconds as for the verbs that take all shards as one; the others are done."""
+    monkeypatch.setattr("saga_store.cli.shards._CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+{driver}://me:secret@127.0.0.1:{silent.getsockname()[1]}/sagas"
+        path = tmp_path / "shards.toml"
+        path.write_text(f'[[shards]]\nurl = "{url}"\n[[shards]]\nurl = "{empty_database.url(driver)}"\n')
+        began = time.monotonic()
+        assert main(["current", "--shards", str(path)]) == Exit.FAILED
+    assert time.monotonic() - began < 20
+    shown = capsys.readouterr()
+    assert "1 of 2 shards done; shard 0: failed" in shown.err
+    assert "secret" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("postgresql://one/sagas", "postgresql://one/sagas?connect_timeout=10"),
+        ("'postgresql://one/sagas?sslmode=disable'\n", "postgresql://one/sagas?sslmode=disable&connect_timeout=10"),
+        ("postgresql://one/sagas?connect_timeout=3", "postgresql://one/sagas?connect_timeout=3"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_a_url_may_say_how_long_to_wait(url: str, wanted: str) -> None:
+    """Also that of the command, which a shard without a URL has."""
+    assert url_of(Shard(url, None), argparse.Namespace(url="")) == wanted
+    assert url_of(Shard(None, "saga_00"), argparse.Namespace(url=url)) == wanted
+
+
+def test_what_one_shard_took_too_long_is_not_taken_from_the_others() -> None:
+    assert share_of(None, 3) is None
+    assert share_of(9, 3) == 3
+    assert share_of(9, 3, passed=1, done=1) == 4
+    assert share_of(9, 3, passed=30, done=2) == 3
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_signal_ends_the_run_of_all(
+    capsys: pytest.CaptureFixture[str], signal_number: signal.Signals, *, fails: bool
+) -> None:
+    """Also if the shard whose turn it is fails then; nothing is begun that would remove rows."""
+    turns = []
+
+    async def work(given: argparse.Namespace, _: Console, stop: Stop) -> Exit:
+        turns.append(given.schema)
+        if len(turns) == 2:
+            os.kill(os.getpid(), signal_number)
+            while not stop():  # noqa: ASYNC110 - a signal sets it
+                await asyncio.sleep(0.01)
+            if fails:
+                raise StorageUnavailableError("the server is down")
+        return Exit.DONE
+
+    given = argparse.Namespace(
+        shards=Shards("3", tuple(Shard(None, f"saga_{number:02}") for number in range(3))), json=False, max_seconds=None
+    )
+    assert in_turn(on(work))(given, Console(as_json=False)) == Exit.INTERRUPTED
+    assert turns == ["saga_00", "saga_01"]
+    err = capsys.readouterr().err
+    assert ("the server is down" in err) is fails
+    assert "1 of 3 shards done; shard 1: interrupted; not begun: 1 of 3" in err
 
 
 def test_on_paper_it_is_one_script(empty_database: Database, capsys: pytest.CaptureFixture[str]) -> None:

@@ -857,7 +857,7 @@ class TestPages:
     async def test_one_moment_has_one_place_in_the_order(
         self, databases: Databases, template: Database, moment: str, limit: int
     ) -> None:
-        """However its fraction is spelled: where pages end with rows that can't be read, none is lost or comes twice."""
+        """However its fraction is spelled: where pages end with rows that can't be read, each other one comes once."""
         async with AsyncExitStack() as stack:
             shards = [stack.enter_context(databases.clone(template)) for _ in range(2)]
             engines = [create_async_engine(shard.url("psycopg")) for shard in shards]

@@ -79,6 +79,8 @@ async def _run(work: Work, given: argparse.Namespace, console: Console) -> Exit:
                 raise
             warn("interrupted; the next run finishes what was begun")
             return Exit.INTERRUPTED
+        finally:
+            given.signalled = stop.signalled
     return Exit.INTERRUPTED if stop.signalled and code is Exit.DONE else code
 
 

@@ -12,13 +12,19 @@ from typing import Any, NamedTuple
 from saga_store.cli.carrying import carry_out
 from saga_store.cli.console import Console, warn
 from saga_store.cli.exits import Exit, worst_of
+from saga_store.cli.migrate import given_url
 from saga_store.cli.verbs import Run, Verbs
 from saga_store.grants import check_schema
 from saga_store.retention.over_shards import share_of
+from saga_store.schema.settings import MigrationError
+from saga_store.schema.urls import Address, bare
 from saga_store.shard_records import MOST_SHARDS
 
 IN_TURN = "do it for each shard in turn"
 ALL_AT_ONCE = "of all shards, as one"
+
+# A server that doesn't even refuse mustn't keep all others waiting; a URL may say something else.
+_CONNECT_SECONDS = 10
 
 
 class Shard(NamedTuple):
@@ -121,7 +127,7 @@ def in_turn(
 ) -> Run:
     """Return a verb that does the same for one shard after the other, and goes on with the next if one fails.
 
-    What is given as ``--max-seconds`` is shared out.
+    What is given as ``--max-seconds`` is shared out. A signal that was to end one ends all, even if that one fails.
 
     Args:
         run: Does it for one, or without shards.
@@ -142,11 +148,16 @@ def in_turn(
             name = shards.name(number)
             if not is_script:
                 warn(name)
-            own = _given_for(given, shard, time.monotonic() - began, len(shards.places) - number)
+            own = _given_for(given, shard)
+            if hasattr(own, "max_seconds"):
+                passed = time.monotonic() - began
+                own.max_seconds = share_of(given.max_seconds, len(shards.places), passed=passed, done=number)
             own_console = _ShardConsole(f"-- {name}" if is_script else f"{name}:", as_json=given.json)
             # That there are tables in other schemas is as it has to be.
             with leaving_out("saga_store.migrations", "elsewhere"):
                 code = carry_out(run, own, own_console)
+            if own.signalled:
+                code = Exit.INTERRUPTED
             codes.append(next(known for known in Exit if known == code))
             told.append({"shard": number, "schema": shard.schema, "exit_code": codes[-1].value, **own_console.facts})
             if codes[-1] in {Exit.INTERRUPTED, Exit.USAGE}:
@@ -175,13 +186,24 @@ def leaving_out(logger_name: str, mark: str) -> Iterator[None]:
         logger.removeFilter(is_unmarked)
 
 
-def _given_for(given: argparse.Namespace, shard: Shard, seconds: float, left: int) -> argparse.Namespace:
-    """Return what is given for one shard, when so many seconds have passed, and so many shards are left with it."""
-    own = argparse.Namespace(**{**vars(given), "schema": shard.schema, "shards": None})
-    if shard.url is not None:
-        own.url = shard.url
-    if (most := getattr(given, "max_seconds", None)) is not None:
-        own.max_seconds = share_of(most - seconds, left)
+def url_of(shard: Shard, given: argparse.Namespace) -> str:
+    """Return where a shard is, for a connection that is given up in time."""
+    url = shard.url or given_url(given)
+    try:
+        said = Address.read(url).said
+    except MigrationError:
+        return url  # whoever connects tells why
+    if "connect_timeout" in said:
+        return url
+    url = bare(url)
+    return f"{url}{'&' if '?' in url else '?'}connect_timeout={_CONNECT_SECONDS}"
+
+
+def _given_for(given: argparse.Namespace, shard: Shard) -> argparse.Namespace:
+    """Return what is given for one shard; ``signalled`` becomes true if a signal is to end the run."""
+    own = argparse.Namespace(**{**vars(given), "schema": shard.schema, "shards": None, "signalled": False})
+    if hasattr(given, "url"):
+        own.url = url_of(shard, given)
     return own
 
 

@@ -3,14 +3,14 @@
 import argparse
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from saga_store.cli.migrate import given_url
 from saga_store.cli.privileges import lacking
-from saga_store.cli.shards import Shards, leaving_out
+from saga_store.cli.shards import Shards, leaving_out, url_of
 from saga_store.errors import SagaStoreError, SchemaError, StorageUnavailableError
 from saga_store.retention.over_shards import first_line
 from saga_store.schema.connections import engine_at, opened
@@ -21,9 +21,6 @@ from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.sqlalchemy.failures import PERMISSION_DENIED
 from saga_store.sqlalchemy.repository import RETRY_FOR
 from saga_store.storage import SagaStorage
-
-# A server that doesn't even refuse mustn't keep all others waiting; a URL may say something else.
-_CONNECT_SECONDS = "10"
 
 
 class ToldError(StorageUnavailableError):
@@ -85,7 +82,7 @@ async def opened_storage(
         engines: dict[str, AsyncEngine] = {}
         places: list[tuple[AsyncEngine, str | None]] = []
         for index, shard in enumerate(shards.places):
-            url = shard.url or given_url(given)
+            url = url_of(shard, given)
             if url not in engines:
                 engines[url] = _engine(url, f"shard {index}", pools=pools)
                 stack.push_async_callback(engines[url].dispose)
@@ -106,9 +103,7 @@ def reason_of(exc: SagaStoreError) -> str:
 
 def _engine(url: str, where: str, *, pools: bool) -> AsyncEngine:
     try:
-        address = Address.read(url)
-        address = replace(address, said={"connect_timeout": _CONNECT_SECONDS} | dict(address.said))
-        return engine_at(address, pools=pools)
+        return engine_at(Address.read(url), pools=pools)
     except MigrationError as exc:
         raise MigrationError(f"{where}: {exc}") from None
 

@@ -16,9 +16,14 @@ _T = TypeVar("_T")
 _LEAST_SECONDS = 0.001
 
 
-def share_of(seconds: float | None, shards: int) -> float | None:
-    """Return for how long the first of so many shards may take, so that none waits for ever for its turn."""
-    return None if seconds is None else max(seconds / shards, _LEAST_SECONDS)
+def share_of(seconds: float | None, shards: int, *, passed: float = 0, done: int = 0) -> float | None:
+    """Return for how long the next of so many shards may take, so that none waits for ever for its turn.
+
+    What those that are done have left is shared out; what one took too long, since it was down, others don't lack.
+    """
+    if seconds is None:
+        return None
+    return max((seconds - passed) / (shards - done), seconds / shards, _LEAST_SECONDS)
 
 
 def first_line(exc: SagaStoreError) -> str:
@@ -37,21 +42,22 @@ async def each_shard(
     Args:
         storage: Whose shards.
         work: Given a shard, and for how many seconds it may begin something new.
-        max_seconds: Of all together; what a shard leaves is for those after it.
+        max_seconds: Of all together, from when it is known which can be reached; what a shard leaves is for those
+            after it, and each has an even share at least.
 
     Raises:
         ShardingError: They aren't the shards that they should be; nothing was done.
         StorageUnavailableError: None can be reached.
         SagaStoreError: None is done, and so failed the first; or something else is impossible on any of them.
     """
-    began = time.monotonic()
     failed = await storage.reach()
+    began = time.monotonic()
     left = [place for place in range(len(storage.shards)) if place not in failed]
     done: list[_T] = []
     for number, place in enumerate(left):
-        seconds = None if max_seconds is None else max_seconds - (time.monotonic() - began)
+        share = share_of(max_seconds, len(left), passed=time.monotonic() - began, done=number)
         try:
-            done.append(await work(storage.shards[place], share_of(seconds, len(left) - number)))
+            done.append(await work(storage.shards[place], share))
         except InvalidSagaDataError:
             raise
         except SagaStoreError as exc:

@@ -92,7 +92,7 @@ class Address:
             scheme = _SCHEME.match(f"{given.drivername}://")
             said = dict(_of_url(given))
         else:
-            text = _bare(given or "")
+            text = bare(given or "")
             if not text:
                 raise MigrationError(f"no database given: {HOW_TO_SET}")
             scheme = _SCHEME.match(text)
@@ -172,7 +172,7 @@ def unreadable(why: str) -> MigrationError:
     return MigrationError(f"the database's URL can't be read: {why}")
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Drop what a file or a shell has left around a value: blanks, the end of the line, a pair of quotes."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
