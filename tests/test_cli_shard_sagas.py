@@ -99,6 +99,22 @@ class TestViews:
         [group] = facts(saga, "stuck", "--stale-after", "0", *shards.without(DOWN), code=Exit.PARTLY)["groups"]
         assert (group["count"], group["is_partial"]) == (6, True)
 
+    @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+    @pytest.mark.parametrize("down", [(DOWN,), (0, 1, 2)], ids=str)
+    def test_nothing_of_a_url_is_shown_that_is_secret(
+        self, saga: Command, shards: Shards, driver: str, down: tuple[int, ...]
+    ) -> None:
+        """Not even where the server itself repeats it; ``saga`` looks at both outputs, and here at the log."""
+        url = f"{shards.database.url(driver)}?options=-c%20statement_timeout%3D{SECRET}"
+        tables = [f'[[shards]]\nschema = "saga_{n:02}"\n' + (f'url = "{url}"\n' if n in down else "") for n in range(3)]
+        path = shards.folder / "secret.toml"
+        path.write_text("".join(tables))
+        for options in ((), ("--json",)):
+            code, out, err = saga("list", "--shards", str(path), *options)
+            assert code == (Exit.PARTLY if down == (DOWN,) else Exit.FAILED)
+            assert 'invalid value for parameter "statement_timeout": "***"' in err
+            assert options or down != (DOWN,) or "without shard 1" in out
+
     def test_no_shard_answers(self, saga: Command, shards: Shards) -> None:
         code, out, err = saga("list", *shards.without(0, 1, 2))
         assert (code, out) == (Exit.FAILED, "")

@@ -1,11 +1,11 @@
 """A connection to migrate on: from a URL, an engine or a connection, with either driver."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
 
@@ -54,16 +54,26 @@ def connected(bind: Bind, work: Callable[[Connection], T]) -> T:
 
 
 def engine_at(address: Address, *, pools: bool = False) -> AsyncEngine:
-    """Return an engine that hasn't connected yet.
+    """Return an engine that hasn't connected yet; where it can't, its errors tell nothing secret of the address.
 
     Raises:
         MigrationError: The driver has no word for something that the address says.
     """
-    return create_async_engine(
+    engine = create_async_engine(
         f"postgresql+{address.driver}://",
         connect_args=connect_arguments(address),
         poolclass=AsyncAdaptedQueuePool if pools else NullPool,
     )
+
+    def connect(dialect: Dialect, _: object, positional: Sequence[Any], named: Mapping[str, Any]) -> object:
+        try:
+            return dialect.connect(*positional, **named)
+        except Exception as exc:
+            _hide(exc, address)
+            raise
+
+    event.listen(engine.sync_engine, "do_connect", connect)
+    return engine
 
 
 @asynccontextmanager
@@ -133,6 +143,15 @@ def _explained(address: Address | MigrationError) -> Iterator[None]:
         error = MigrationError(f"can't connect to {address}: {reason}. Is the server up, and DATABASE_URL right?")
         # A cause would be printed as it is.
         raise error from (exc if address.hide(str(exc)) == " ".join(str(exc).split()) else None)
+
+
+def _hide(exc: BaseException | None, address: Address) -> None:
+    """Take out of an error, and of what caused it, what is secret in an address."""
+    while exc is not None:
+        exc.args = tuple(
+            "\n".join(map(address.hide, said.split("\n"))) if isinstance(said, str) else said for said in exc.args
+        )
+        exc = exc.__cause__ or exc.__context__
 
 
 def _loop_is_running() -> bool:
