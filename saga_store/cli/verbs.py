@@ -97,3 +97,11 @@ def duration(value: str) -> timedelta:
         return read_duration(value)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def term(value: str) -> timedelta:
+    """Read how long something is kept: a duration with its unit, for 30 may mean days to who writes it; or 0."""
+    found = duration(value)
+    if found and value[-1].isdigit():
+        raise argparse.ArgumentTypeError(f"{value!r:.60} has no unit; write it like 90s, 12h or 30d")
+    return found

@@ -6,7 +6,7 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError, SagaStoreError, StorageUnavailableError
+from saga_store.errors import InvalidSagaDataError, SagaNotFoundError, SagaStoreError, StorageUnavailableError
 from saga_store.interface import IRetentionStorage
 from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, ShardsFailedError, TargetError
 from saga_store.retention.files import Found
@@ -33,7 +33,8 @@ class RestoreReport:
 
     Attributes:
         restored: How many are there now, and weren't.
-        same: How many were there already, with the same content.
+        same: How many were there already, with the same content; a saga that was asked for without an archive, and is
+            no stub, counts here, too.
         other: Those that are there with other content, or whose stub is of another archive, and were left as they
             are: the saga, the file and the line.
         superseded: Records that weren't looked at, for a later one of the same saga is in another archive there.
@@ -103,9 +104,12 @@ class _Run:
 
     async def restore_one(self, saga_id: UUID, archive: Place | None) -> None:
         found = await find_archived(self._storage, saga_id, archive=archive)
-        if found is None:
+        if found is not None:
+            await self._put_back([found])
+        elif archive is None and await _is_here(self._storage, saga_id):
+            self.done.same += 1
+        else:
             raise await _not_found(self._storage, saga_id, archive)
-        await self._put_back([found])
 
     async def restore_all(self, place: FoundArchives) -> None:
         """Read all to its end, then restore the latest record of each saga."""
@@ -178,6 +182,14 @@ class _Run:
                 self.done.same += 1
             case Restored.OTHER:
                 self.done.other.append((found.record.id, found.file, found.line))
+
+
+async def _is_here(storage: IRetentionStorage, saga_id: UUID) -> bool:
+    try:
+        await storage.load_saga_state(saga_id)
+    except SagaNotFoundError:
+        return False
+    return True
 
 
 async def _not_found(storage: IRetentionStorage, saga_id: UUID, archive: Place | None) -> ArchiveError:

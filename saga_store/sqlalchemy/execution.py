@@ -331,7 +331,8 @@ async def _refusal(exc: Exception, attempt: Attempt) -> SagaStoreError:
     if code == PERMISSION_DENIED:
         return StorageUnavailableError(
             f"{reason(exc)}: the connection's role lacks a privilege; who only reads needs GRANT USAGE ON SCHEMA and "
-            "GRANT SELECT ON saga_executions, saga_logs, and who writes all that `saga-store grants ROLE` prints",
+            "GRANT SELECT ON saga_executions, saga_logs, saga_archives, saga_shard, saga_store_version, as "
+            "`saga-store grants --role ROLE --read-only` prints it, and without --read-only what who writes needs",
             code,
         )
     if code == READ_ONLY:

@@ -85,6 +85,7 @@ class TestArchive:
 
         assert (await restore(storage, some)).restored == 1
         assert await record(storage, some) == originals[some]
+        assert (await restore(storage, some)).same == 1
         back = await restore(storage, archive=target)
         assert (back.restored, back.same, back.other) == (24, 1, [])
         assert await records(storage, originals) == originals

@@ -292,6 +292,12 @@ class TestRefused:
             ("archive", "--completed", "30d"),
             ("archive", "--to", "/tmp", "--completed", "-1d"),  # noqa: S108 - nothing is written
             ("archive", "--to", "/tmp", "--name", "order"),  # noqa: S108 - as above
+            ("archive", "--to", "/tmp", "--completed", "30"),  # noqa: S108 - as above
+            ("archive", "--to", "/tmp", "--name", "order=30"),  # noqa: S108 - as above
+            ("archive", "--to", "/tmp", "--completed", "30d", "--forget-after", "730"),  # noqa: S108 - as above
+            ("purge", "--without-archive", "--yes", "--failed", "30"),
+            ("forget", "--older-than", "730"),
+            ("restore", "--keep-for", "7"),
             ("archive", "--to", "/tmp", "--compression", "rar"),  # noqa: S108 - as above
             ("archives", "--state", "LOST"),
             ("restore", "12345"),
