@@ -7,13 +7,33 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import URL, Connection, Engine, Pool, SingletonThreadPool, StaticPool, inspect, select, update
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Pool,
+    PoolProxiedConnection,
+    SingletonThreadPool,
+    StaticPool,
+    inspect,
+    select,
+    update,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from saga_store.errors import StorageUnavailableError
-from saga_store.sqlalchemy.pooled import Attempt, HeldConnection, execute_on_pool, is_closed
+from saga_store.sqlalchemy.pooled import (
+    Attempt,
+    HeldConnection,
+    commit_listeners_work,
+    execute_on_pool,
+    giving_back,
+    is_closed,
+    is_in_transaction,
+    spawn,
+)
 from saga_store.sqlalchemy.pooler import approved, check_pooler
 from saga_store.sqlalchemy.statement import Statement
 from saga_store.sqlalchemy.tables import SagaExecutionModel
@@ -56,7 +76,7 @@ class Transaction:
         except BaseException as exc:
             # SQLAlchemy didn't see it. What was cut short may be at anything.
             if was_sent and (not isinstance(exc, Exception) or is_closed(driver)):
-                await connection.invalidate(exc)
+                await spawn(_invalidate, _open(connection), raw, exc)
             raise
 
     async def _begin(self, adapted: Any) -> None:  # noqa: ANN401 - of either driver
@@ -122,18 +142,30 @@ class PoolTarget(Target):
     @asynccontextmanager
     async def transaction(self, attempt: Attempt) -> AsyncIterator[Transaction]:
         self._begin(attempt)
-        async with AsyncEngine(self.engine).connect() as connection:
-            await connection.execution_options(isolation_level=_ISOLATION)
-            async with connection.begin():
-                yield Transaction(connection, self.schema, attempt)
+        async with self._connected(isolation_level=_ISOLATION) as connection, connection.begin():
+            yield Transaction(connection, self.schema, attempt)
 
     @asynccontextmanager
     async def snapshot(self, attempt: Attempt) -> AsyncIterator[Transaction]:
         self._begin(attempt)
-        async with AsyncEngine(self.engine).connect() as connection:
-            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            async with connection.begin():
-                yield Transaction(connection, self.schema, attempt)
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        async with self._connected(**options) as connection, connection.begin():
+            yield Transaction(connection, self.schema, attempt)
+
+    @asynccontextmanager
+    async def _connected(self, **options: Any) -> AsyncIterator[AsyncConnection]:  # noqa: ANN401 - SQLAlchemy's
+        connection = await AsyncEngine(self.engine).connect()
+        pooled = None
+        try:
+            pooled = await connection.get_raw_connection()
+            if is_in_transaction(pooled.driver_connection):
+                # Setting an isolation level would roll it back.
+                await spawn(commit_listeners_work, pooled.dbapi_connection)
+            await connection.execution_options(**options)
+            yield connection
+        finally:
+            # As SQLAlchemy does, in a task of its own, which isn't cancelled along with this one.
+            await asyncio.shield(asyncio.create_task(spawn(_close, _open(connection), pooled)))
 
     @asynccontextmanager
     async def holding(self) -> AsyncIterator[Target]:
@@ -145,6 +177,16 @@ class PoolTarget(Target):
 
     def _begin(self, attempt: Attempt) -> None:
         attempt.engine, attempt.schema = AsyncEngine(self.engine), self.schema
+
+
+def _invalidate(connection: Connection, pooled: PoolProxiedConnection, exc: BaseException) -> None:
+    with giving_back(pooled):
+        connection.invalidate(exc)
+
+
+def _close(connection: Connection, pooled: PoolProxiedConnection | None) -> None:
+    with nullcontext() if pooled is None else giving_back(pooled):
+        connection.close()
 
 
 class _HeldTarget(PoolTarget):

@@ -4,9 +4,10 @@ Both are used on the driver's level, in autocommit: what SQLAlchemy would add co
 """
 
 import asyncio
+import logging
 import select
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from saga_store.sqlalchemy.statement import Spelling
 from saga_store.sqlalchemy.wire import Parameters, Rows, fetching
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("saga_store")
 
 # Where a connection's Liveness is kept: a place that lasts as long as the connection.
 _LIVENESS = "saga_store.liveness"
@@ -50,10 +53,10 @@ async def execute_on_pool(
 
     If ``neutral``, the pool's events see no caller's context.
     """
-    return await _spawn(_execute, engine, spelling, parameters, attempt, neutral=neutral)
+    return await spawn(_execute, engine, spelling, parameters, attempt, neutral=neutral)
 
 
-async def _spawn(work: Callable[..., T], *arguments: object, neutral: bool = False) -> T:
+async def spawn(work: Callable[..., T], *arguments: object, neutral: bool = False) -> T:
     """Run in a greenlet of SQLAlchemy's, as its pools have to be."""
     if neutral:
         return await greenlet_spawn(Context().run, work, *arguments)
@@ -89,7 +92,7 @@ class HeldConnection:
     async def execute(self, spelling: Spelling, parameters: Parameters, attempt: Attempt) -> Rows:
         if self._taken is None or not self._taken.is_usable():
             await self.give_back()
-            self._taken = await _spawn(_Taken, self._engine, neutral=self._neutral)
+            self._taken = await spawn(_Taken, self._engine, neutral=self._neutral)
             self._statements = 0
         attempt.reached_connection = True
         try:
@@ -105,7 +108,7 @@ class HeldConnection:
     async def give_back(self, exc: BaseException | None = None) -> None:
         taken, self._taken = self._taken, None
         if taken is not None:
-            await _spawn(taken.give_back, exc, neutral=self._neutral)
+            await spawn(taken.give_back, exc, neutral=self._neutral)
 
 
 class _Taken:
@@ -124,6 +127,7 @@ class _Taken:
         self._connection = connection
         self._autocommit_before = connection.autocommit
         try:
+            commit_listeners_work(connection)
             connection.autocommit = True
             if self._pool not in approved:
                 connection.run_async(partial(check_pooler, self._pool))
@@ -137,8 +141,11 @@ class _Taken:
         return liveness.is_usable()
 
     def give_back(self, exc: BaseException | None = None) -> None:
-        """Return it to the pool; ``exc`` is what its last statement raised."""
-        try:
+        """Return it to the pool; ``exc`` is what its last statement raised.
+
+        What fails meanwhile is logged: the statement has had its answer.
+        """
+        with giving_back(self._pooled):
             if self._engine.pool is not self._pool or (exc is not None and ails_connection(exc)):
                 # The engine was disposed of, and nobody would close it later; or it is of no use any more.
                 self._pooled.invalidate(exc)
@@ -146,11 +153,54 @@ class _Taken:
                 # As SQLAlchemy does: the others are as old, and lead to the server that went away or was demoted.
                 self._pool._invalidate(self._pooled, exc)  # noqa: SLF001 - there is no public way to it
             else:
-                self._connection.autocommit = self._autocommit_before
-        except Exception as failure:  # noqa: BLE001 - whatever it is, the statement has had its answer
-            self._pooled.invalidate(failure)
-        finally:
+                try:
+                    self._connection.autocommit = self._autocommit_before
+                except Exception as failure:  # noqa: BLE001 - whatever it is, it is of no use any more
+                    self._pooled.invalidate(failure)
             self._pooled.close()
+
+
+def commit_listeners_work(connection: Any) -> None:  # noqa: ANN401 - of either driver
+    """End the transaction in which a listener of the pool's ran its SQL, if one did; SQLAlchemy begins it by itself.
+
+    What comes next would be part of it, and be rolled back by the pool. A rollback would undo what the listener set.
+    """
+    driver = connection.driver_connection
+    if is_in_transaction(driver):
+        connection.commit()
+        if is_in_transaction(driver):  # begun in SQL, of which SQLAlchemy's adapter for asyncpg doesn't know
+            connection.run_async(lambda driver: driver.execute("COMMIT"))
+
+
+def is_in_transaction(driver: Any) -> bool:  # noqa: ANN401 - asyncpg has no types
+    """Whether a driver's connection is in a transaction, as the server said last."""
+    if hasattr(driver, "pgconn"):
+        return bool(0 < driver.pgconn.transaction_status < 4)  # noqa: PLR2004 - libpq's: 0 is idle, 4 a lost connection
+    return bool(driver.is_in_transaction())
+
+
+@contextmanager
+def giving_back(pooled: PoolProxiedConnection) -> Iterator[None]:
+    """Around what returns a connection to its pool: no error leaves it, and the pool's place is free afterwards.
+
+    Listeners of the pool's may raise anything; then the connection is closed, and what they raised is logged.
+    """
+    fairy: Any = pooled
+    pool = fairy._pool  # noqa: SLF001 - here and below: there is no public way to it
+    try:
+        yield
+    except BaseException as failure:
+        record = fairy._connection_record  # noqa: SLF001
+        if record is not None:  # else the pool has it back
+            with suppress(Exception):
+                try:
+                    record.invalidate(failure)
+                finally:
+                    record.fairy_ref = None
+                    pool._return_conn(record)  # noqa: SLF001
+        if not isinstance(failure, Exception):
+            raise
+        _logger.warning("a connection was closed, since it couldn't be given back to its pool", exc_info=True)
 
 
 _loops: "WeakKeyDictionary[Pool, asyncio.AbstractEventLoop]" = WeakKeyDictionary()
@@ -169,8 +219,8 @@ def _leave_closed_loop(engine: Engine) -> None:
         for _ in range(pool.checkedin()):
             pooled = engine.raw_connection()
             _abandon(pooled.driver_connection)
-            pooled.invalidate()
-            pooled.close()
+            with giving_back(pooled):
+                pooled.invalidate()
     engine.dispose(close=False)
 
 
@@ -196,8 +246,8 @@ def _live_connection(engine: Engine) -> PoolProxiedConnection:
             break
         if not liveness.is_of_this_loop():
             _abandon(pooled.driver_connection)
-        pooled.invalidate()
-        pooled.close()
+        with giving_back(pooled):
+            pooled.invalidate()
     else:
         pooled = engine.raw_connection()
         pooled.info[_LIVENESS] = Liveness(pooled.driver_connection)

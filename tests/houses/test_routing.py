@@ -16,9 +16,9 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 from sqlalchemy import Connection, Engine, event, make_url, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
 from sqlalchemy.sql import Delete, Insert, Update
 
 from saga_store import (
@@ -32,8 +32,10 @@ from saga_store import (
     StorageUnavailableError,
     schema,
 )
-from saga_store.sqlalchemy import SagaExecutionModel, SqlAlchemySagaStorage
-from tests.connections import engine_on
+from saga_store.sqlalchemy import SagaExecutionModel, SqlAlchemySagaStorage, binds, pooled
+from saga_store.sqlalchemy.binds import Transaction
+from saga_store.sqlalchemy.statement import Statement
+from tests.connections import engine_on, until_blocked
 from tests.databases import Database, Databases
 from tests.houses.life import live_through
 
@@ -272,6 +274,157 @@ class TestPoolEvents:
             SqlAlchemySagaStorage(engine, group_by="tenant")  # type: ignore[arg-type] # wrong on purpose
         with pytest.raises(TypeError, match="group_by"):
             await SqlAlchemySagaStorage(engine, group_by=list).create_saga(uuid4(), "order", {})  # type: ignore[arg-type] # likewise
+
+
+def sets_tenant(connection: Any, *_: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
+    """A listener that leaves SQLAlchemy's transaction open, as nothing tells it not to."""
+    if connection is not None:
+        cursor = connection.cursor()
+        cursor.execute("SELECT set_config('app.tenant', 'acme', FALSE)")
+        cursor.close()
+
+
+TENANT = Statement("SELECT convert_to(coalesce(current_setting('app.tenant', TRUE), ''), 'UTF8')")
+
+
+class TestListenersThatRunSQL:
+    """What is acknowledged is stored, and what the listener has set is in force, whatever it left open."""
+
+    @pytest.fixture(params=["connect", "checkout", "checkin"])
+    def moment(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.fixture(params=[AsyncAdaptedQueuePool, NullPool])
+    def engine(self, request: pytest.FixtureRequest, database: Database, driver: str, moment: str) -> AsyncEngine:
+        # By NullPool, since these tests count nothing that would be left open.
+        engine = create_async_engine(database.url(driver), poolclass=request.param)
+        event.listen(engine.sync_engine, moment, sets_tenant)
+        return engine
+
+    async def test_single_calls_and_crowds(self, database: Database, engine: AsyncEngine, moment: str) -> None:
+        storage = SqlAlchemySagaStorage(engine)
+        ids = [uuid4() for _ in range(43)]
+        for saga_id in ids[:3]:
+            await storage.create_saga(saga_id, "order", {})
+        await asyncio.gather(*(storage.create_saga(saga_id, "order", {}) for saga_id in ids[3:]))
+        assert sagas_of(database) == set(ids)
+        if moment != "checkin" or not isinstance(engine.pool, NullPool):
+            assert await storage._execute(TENANT, {}) == [(b"acme",)]  # noqa: SLF001 - what the server sees
+        await engine.dispose()
+
+    async def test_transactions_and_runs(self, database: Database, engine: AsyncEngine, moment: str) -> None:
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        async with storage.run(saga_id, owner="me", lease=timedelta(minutes=1)) as run:
+            await run.log_step(saga_id, "pay", "act", SagaStepStatus.STARTED)
+            await run.commit()
+        [step] = await storage.get_in_doubt_steps(saga_id)
+        await storage.settle_step(saga_id, step.id, SagaStepStatus.COMPLETED, by="ann", reason="seen")
+        await storage.hold_saga(saga_id, by="ann", reason="later")
+        assert sagas_of(database) == {saga_id}
+        assert await storage.get_in_doubt_steps(saga_id) == []
+        assert (await storage.get_figures()).unfinished
+
+        async def ask(transaction: Transaction, _: object) -> Any:  # noqa: ANN401 - rows
+            return await transaction.execute(TENANT, {})
+
+        if moment != "checkin" or not isinstance(engine.pool, NullPool):
+            assert await storage._executor(writes=True).transact(ask) == [(b"acme",)]  # noqa: SLF001 - as above
+            async with storage._executor(writes=False).open(snapshot=True) as run_statement:  # noqa: SLF001 - as above
+                assert await run_statement(TENANT, {}) == [(b"acme",)]
+        await engine.dispose()
+
+    async def test_one_that_begins_a_transaction_by_itself(
+        self, database: Database, make_engine: MakeEngine, driver: str
+    ) -> None:
+        engine = make_engine(driver)
+        event.listen(
+            engine.sync_engine, "connect", lambda connection, _: connection.run_async(lambda raw: raw.execute("BEGIN"))
+        )
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        assert sagas_of(database) == {saga_id}
+
+    async def test_without_a_listener_nothing_more_is_sent(
+        self, make_engine: MakeEngine, driver: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = make_engine(driver)
+        answers: list[bool] = []
+        ask = pooled.is_in_transaction
+
+        def listen(raw: Any) -> bool:  # noqa: ANN401 - of either driver
+            answers.append(ask(raw))
+            return answers[-1]
+
+        for place in (pooled, binds):
+            monkeypatch.setattr(place, "is_in_transaction", listen)
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        await storage.hold_saga(saga_id, by="ann", reason="later")
+        await storage.get_figures()
+        assert set(answers) == {False}
+
+
+class TestListenersThatFail:
+    """What a listener raises while a connection is given back is nobody's error: the statement has been answered."""
+
+    @pytest.fixture(params=[ValueError, RuntimeError])
+    def engine(self, request: pytest.FixtureRequest, make_engine: MakeEngine, driver: str) -> AsyncEngine:
+        def fail(*_: object) -> None:
+            raise request.param("of a listener")
+
+        engine = make_engine(driver, pool_size=1, max_overflow=0, pool_timeout=2)
+        event.listen(engine.sync_engine, "checkin", fail)
+        return engine
+
+    async def test_single_calls_and_crowds(self, engine: AsyncEngine) -> None:
+        storage = SqlAlchemySagaStorage(engine)
+        ids = [uuid4() for _ in range(20)]
+        await storage.create_saga(ids[0], "order", {})
+        await asyncio.gather(*(storage.create_saga(saga_id, "order", {}) for saga_id in ids[1:]))
+        steps = (storage.log_step(saga_id, "pay", "act", SagaStepStatus.STARTED) for saga_id in ids)
+        await asyncio.gather(*steps)
+        assert [len(await storage.get_step_history(saga_id)) for saga_id in ids] == [1] * 20
+
+    async def test_transactions(self, engine: AsyncEngine) -> None:
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        for _ in range(3):
+            await storage.hold_saga(saga_id, by="ann", reason="later")
+        assert len(await storage.get_step_history(saga_id)) == 3
+        assert (await storage.get_figures()).unfinished
+
+    @pytest.mark.parametrize("moment", ["checkin", "invalidate"])
+    async def test_what_is_refused_or_cut_short_is_told_as_that(
+        self, database: Database, make_engine: MakeEngine, driver: str, moment: str
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise ValueError("of a listener")
+
+        engine = make_engine(driver, pool_size=1, max_overflow=0, pool_timeout=2)
+        event.listen(engine.sync_engine, moment, fail)
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        with pytest.raises(SagaAlreadyExistsError):
+            await storage.create_saga(saga_id, "order", {})
+        with psycopg.connect(database.url()) as other:
+            other.execute("LOCK TABLE saga_executions")
+            for call in (
+                storage.update_status(saga_id, SagaStatus.RUNNING),
+                storage.hold_saga(saga_id, by="ann", reason="later"),
+            ):
+                task = asyncio.create_task(call)
+                await until_blocked(database)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+        await storage.update_status(saga_id, SagaStatus.FAILED)
+        event.remove(engine.sync_engine, moment, fail)
 
 
 class TestOnAConnection:
