@@ -364,7 +364,8 @@ def advice(
         return Advice(when, shlex.join(words))
 
     found = []
-    for *earlier, last in _doubts(attempts):
+    doubts = _doubts(attempts)
+    for *earlier, last in doubts:
         happened = "COMPENSATED" if last.action == "compensate" else "COMPLETED"
         entry = "--entry", str(last.entry_id)
         count = f"{len(earlier) + 1} attempts"
@@ -375,7 +376,7 @@ def advice(
             found.append(command("settle", f"The service says that it {what}", *entry, "--status", status))
     if saga.condition is SagaCondition.HELD:
         found.append(command("break-lease", "Its worker is dead, and the lease lasts"))
-    if saga.condition is SagaCondition.EXHAUSTED:
+    if saga.condition is SagaCondition.EXHAUSTED and not doubts:
         found.append(command("retry", "The cause is mended"))
     if saga.condition in {SagaCondition.EXHAUSTED, SagaCondition.ABANDONED, SagaCondition.STALE}:
         found.append(command("give-up", "It was settled by hand, or is lost"))

@@ -133,7 +133,6 @@ class TestOneSaga:
     @pytest.mark.parametrize(
         ("verb", "after"),
         [
-            ("retry", ("RUNNING", 0, "worker-1")),
             ("give-up", ("FAILED", 1, None)),
             ("break-lease", ("RUNNING", 1, None)),
         ],
@@ -195,6 +194,72 @@ class TestOneSaga:
         assert (code, out) == (Exit.FAILED, "")
         assert all(str(saga_id) in err for saga_id in rows(admin))
         assert err.count("\n") == 1
+
+
+class TestRetrying:
+    def test_attempts_are_set_to_zero(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """Of a saga that nobody works on; who and why are recorded."""
+        [saga_id] = make(1, recovery_attempts=5)
+        assert command("retry", saga_id.hex[:8], *WHY, "--dry-run")[0] == Exit.DONE
+        assert rows(admin)[saga_id] == ("RUNNING", 1, 5, None)
+        assert command("retry", saga_id.hex[:8], *WHY)[0] == Exit.DONE
+        assert rows(admin)[saga_id] == ("RUNNING", 2, 0, None)
+        assert json.loads(command("interventions", "--json")[1])["interventions"][0]["by"] == "alice"
+
+    def test_a_worker_at_it_is_left_alone(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """Whoever holds a saga, perhaps in the middle of a step, is fenced by no retry, however it is asked for."""
+        ids = make(2, leased=True, steps=[STARTED])
+        before = rows(admin)
+        code, out, err = command("retry", str(ids[0]), *WHY)
+        assert (code, out) == (Exit.REFUSED, "")
+        assert "a worker is at it; break-lease first" in err
+        assert command("retry", str(ids[0]), *WHY, "--dry-run")[0] == Exit.REFUSED
+        _, out, _ = command("retry", "--name", "order", *WHY, "--yes", "--json")
+        assert json.loads(out)["left_out"] == {"a worker is at it; break-lease first": 2}
+        assert rows(admin) == before
+
+    def test_one_that_renews_its_lease_after_the_plan(
+        self, command: Command, make: Make, admin: psycopg.Connection, tmp_path: Path
+    ) -> None:
+        """Renewing leaves the version, so whether a worker is at it is asked again before it is written."""
+        ids = make(2, leased=True)
+        lasts = "UPDATE saga_executions SET lease_expires_at = now() + CAST(%s AS interval) WHERE id = %s"
+        for saga_id in ids:
+            admin.execute(lasts, ["-1 s", saga_id])
+        _, plan, _ = command("retry", "--name", "order", *WHY, "--dry-run", "--json")
+        (tmp_path / "plan").write_text(plan)
+        admin.execute(lasts, ["1 h", ids[0]])
+        code, out, _ = command("retry", "--plan", str(tmp_path / "plan"), *WHY, "--yes", "--json")
+        outcomes = {one["saga_id"]: (one["outcome"], one["message"]) for one in json.loads(out)["results"]}
+        assert (code, outcomes[str(ids[1])]) == (Exit.PARTLY, ("done", None))
+        outcome, said = outcomes[str(ids[0])]
+        assert outcome == "refused"
+        assert "break-lease first" in said
+        assert [rows(admin)[saga_id][2] for saga_id in ids] == [1, 0]
+
+    def test_what_is_in_doubt_is_settled_first(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """Or it might happen twice, unless it is said that it may."""
+        [saga_id] = make(1, recovery_attempts=5, steps=[STARTED])
+        before = rows(admin)
+        code, _, err = command("retry", str(saga_id), *WHY)
+        assert (code, rows(admin)) == (Exit.REFUSED, before)
+        assert "a step is in doubt; settle it first" in err
+        _, out, _ = command("retry", "--name", "order", *WHY, "--yes", "--json")
+        [(why, count)] = json.loads(out)["left_out"].items()
+        assert ("settle it first" in why, count, rows(admin)) == (True, 1, before)
+        assert command("retry", str(saga_id), *WHY, "--repeatable", "--dry-run")[0] == Exit.DONE
+        assert command("retry", "--name", "order", *WHY, "--repeatable", "--yes")[0] == Exit.DONE
+        assert rows(admin)[saga_id][2] == 0
+        [saga_id] = make(1, "refund", recovery_attempts=5, steps=[STARTED])
+        assert command("settle", str(saga_id), "--status", "FAILED", *WHY)[0] == Exit.DONE
+        assert command("retry", str(saga_id), *WHY)[0] == Exit.DONE
+
+    def test_a_broken_row(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """No worker claims what can't be read, and nobody can tell who is at it."""
+        [saga_id] = make(1, recovery_attempts=5)
+        admin.execute("UPDATE saga_executions SET created_at = '-infinity'")
+        assert command("retry", str(saga_id), *WHY)[0] == Exit.REFUSED
+        assert rows(admin)[saga_id][2] == 5
 
 
 class TestHolding:

@@ -279,7 +279,7 @@ def test_advice() -> None:
     found = advice(saga, fold_history(history, NOW), options={"--schema": "it's"})
     commands = [shlex.split(one.command) for one in found]
     assert [words[2:4] for words in commands] == [
-        [verb, str(SAGA_ID)] for verb in ("settle", "settle", "settle", "settle", "retry", "give-up")
+        [verb, str(SAGA_ID)] for verb in ("settle", "settle", "settle", "settle", "give-up")
     ]
     assert commands[0][4:8] == ["--entry", "7", "--status", "COMPLETED"]
     assert commands[2][4:8] == ["--entry", "8", "--status", "COMPENSATED"]
@@ -289,6 +289,11 @@ def test_advice() -> None:
         f"saga-store saga break-lease {SAGA_ID} --expected-version 1 --reason "
     )
     assert advice(summary(SagaCondition.ACTIVE), []) == []
+    # What is in doubt is settled before anything is tried again.
+    failed = [entry(7, "pay", STARTED, 60), entry(8, "pay", FAILED, 50)]
+    for entries, retried in ((failed, True), ([*failed, entry(9, "pay", STARTED, 40)], False)):
+        found = advice(summary(SagaCondition.EXHAUSTED, *entries), fold_history(entries, NOW))
+        assert ("retry" in [shlex.split(one.command)[2] for one in found]) is retried
     assert not any("script" in one.command for one in found)
 
 

@@ -16,7 +16,8 @@ from saga_store.cli.saga_plan import Planned
 from saga_store.cli.sagas_shown import entry_as_text
 from saga_store.cli.shards import ALL_AT_ONCE, add_shards
 from saga_store.cli.verbs import Verbs
-from saga_store.inspection import SagaQuery, SagaSummary, in_doubt, last_in_doubt
+from saga_store.errors import InvalidSagaDataError
+from saga_store.inspection import SagaCondition, SagaQuery, SagaSummary, in_doubt, last_in_doubt
 from saga_store.model import SagaLogEntry, SagaStepStatus
 from saga_store.storage import SagaStorage
 
@@ -35,6 +36,10 @@ def register(saga: Verbs) -> None:
     ):
         verb = saga.add(deed.verb, Intervene(deed), summary=summary, database=True)
         verb.add_argument("id", nargs="?", help=f"{ID_HELP}; or filters in place of it")
+        if isinstance(deed, Retry):
+            verb.add_argument(
+                "--repeatable", action="store_true", help="also with a step in doubt, which may be done twice then"
+            )
         if isinstance(deed, Settle):
             verb.add_argument("--entry", type=int, help="the entry in doubt, by its id; if there are several")
             verb.add_argument("--status", dest="outcome", required=True, choices=[end.value for end in _ENDS])
@@ -74,11 +79,29 @@ class Retry(Deed):
     done: ClassVar[str] = "the recovery attempts were set to zero"
 
     def refusal(self, saga: SagaSummary) -> str | None:
+        if saga.condition is SagaCondition.HELD:
+            return "a worker is at it; break-lease first"
         return super().refusal(saga) or (None if saga.recovery_attempts else "no recovery attempts to set to zero")
 
+    async def plan(self, storage: SagaStorage, saga: SagaSummary, given: argparse.Namespace) -> Planned | str:
+        if saga.in_doubt and not given.repeatable:
+            return "a step is in doubt; settle it first, or say --repeatable if it may be done twice"
+        return await super().plan(storage, saga, given)
+
     async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None:
+        version = planned.expected_version
+        # A lease may have been renewed since somebody looked, which leaves the version.
+        page = await storage.find_sagas(SagaQuery(id_prefix=planned.saga_id.hex), limit=1)
+        if page.unreadable:
+            raise InvalidSagaDataError("saga_id", "can't be read, so no worker takes it, and nobody knows who is at it")
+        if page.sagas:
+            [saga] = page.sagas
+            found = self.refusal(saga) or await self.plan(storage, saga, given)
+            if isinstance(found, str) and version in {None, saga.version}:
+                raise InvalidSagaDataError("saga_id", found)
+            version = version or saga.version
         await storage.reset_recovery_attempts(
-            planned.saga_id, by=given.by, reason=given.reason, expected_version=planned.expected_version
+            planned.saga_id, by=given.by, reason=given.reason, expected_version=version
         )
 
 
