@@ -118,7 +118,8 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT s.id FROM {executions} s
             WHERE s.id = mark.id AND s.version = mark.version AND s.archived_at IS NULL AND s.updated_at <= verified
-                AND s.status IN ('COMPLETED', 'FAILED') AND s.lease_owner IS NULL
+                AND s.status IN ('COMPLETED', 'FAILED')
+                AND (s.lease_owner IS NULL OR s.lease_expires_at <= statement_timestamp())
                 AND (s.retain_until IS NULL OR s.retain_until <= statement_timestamp())
             FOR UPDATE SKIP LOCKED
         ) e
@@ -137,7 +138,8 @@ BEGIN
     ), removed AS (
         DELETE FROM {logs} l USING same WHERE l.saga_id = same.id
     ), stubs AS (
-        UPDATE {executions} e SET context = '{{}}', archived_at = verified, retain_until = NULL
+        UPDATE {executions} e SET context = '{{}}', archived_at = verified, retain_until = NULL, lease_owner = NULL,
+            lease_expires_at = NULL
         FROM same WHERE e.id = same.id
         RETURNING e.id
     ), counted AS (

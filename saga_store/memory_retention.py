@@ -130,7 +130,14 @@ class MemoryKeepingStorage(SagaStorage):
                 and row.updated_at <= archive.archived_at
                 and _mark(row, database._logs.get(mark.id, ())) == mark
             ):
-                stub = replace(row, context="{}", archived_at=archive.archived_at, retain_until=None)
+                stub = replace(
+                    row,
+                    context="{}",
+                    archived_at=archive.archived_at,
+                    retain_until=None,
+                    lease_owner=None,
+                    lease_expires_at=None,
+                )
                 database._rows[mark.id] = stub
                 database._logs.pop(mark.id, None)
                 made.append(mark.id)
@@ -232,7 +239,7 @@ class _Reading(SagaReading):
 def may_go(row: Row, now: datetime) -> bool:
     """Whether a saga may be let go, if its time has come."""
     is_held = row.retain_until is not None and row.retain_until > now
-    return row.status not in UNFINISHED and row.archived_at is None and not is_held
+    return row.status not in UNFINISHED and row.archived_at is None and not is_held and not row.is_leased(now)
 
 
 def _restored(

@@ -295,10 +295,13 @@ class TestArchiver:
             storage = cast("RetentiveStorage", SqlAlchemySagaStorage(own))
             archiving = cast("RetentiveStorage", SqlAlchemySagaStorage(theirs))
             name = "order"
-            saga_id, late, held = [await finished(storage, name) for _ in range(3)]
+            saga_id, late, held, leased = [await finished(storage, name) for _ in range(4)]
+            lease = "UPDATE saga_executions SET lease_owner = 'w', lease_expires_at = {} WHERE id = '{}'"
+            run(database, lease.format("statement_timestamp()", saga_id))
             marks = [saga.mark for saga in await expired(archiving, name)]
             await storage.log_step(late, "late", "act", SagaStepStatus.COMPLETED)
             await storage.hold_saga(held, by="alice", reason="the auditors")
+            run(database, lease.format("'infinity'", leased))
             archive = await verified(archiving)
             async with archiving.archiving(by="archiver-1") as turn:
                 await turn.check()

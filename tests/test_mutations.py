@@ -1271,6 +1271,15 @@ class LosesItsPlace(MemorySagaStorage):
         return gone, None
 
 
+class WaitsForTheDead(MemorySagaStorage):
+    """Lets nothing go on which there ever was a lease that nobody gave back."""
+
+    async def _make_stubs(self, archive_id: UUID, marks: Sequence[SagaMark]) -> StubsMade | None:
+        rows = self._database._rows
+        free = [mark for mark in marks if mark.id not in rows or rows[mark.id].lease_owner is None]
+        return await super()._make_stubs(archive_id, free)
+
+
 class SharesTurns(MemorySagaStorage):
     """Lets everybody archive at once."""
 
@@ -1470,6 +1479,7 @@ MUTANTS = (
     Mutant(CreatesOverStubs, StubContract, "test_its_id_is_taken"),
     Mutant(ForgetsFresh, StubContract, "test_a_forgotten_stub_is_gone"),
     Mutant(LosesItsPlace, RetentionContract, "test_all_are_forgotten_in_one_walk"),
+    Mutant(WaitsForTheDead, RetentionContract, "test_what_is_leased_stays_until_the_lease_has_expired"),
     Mutant(FencesByVersion, RetentionContract, "test_what_has_changed_since_stays[appends]"),
     Mutant(FencesByHistory, RetentionContract, "test_what_has_changed_since_stays[updates]"),
     Mutant(FencesByLength, RetentionContract, "test_another_history_of_the_same_length_stays"),

@@ -55,6 +55,7 @@ WITH seen AS MATERIALIZED (
     SELECT id, name, status, version, created_at, updated_at,
         CASE WHEN status IN ('COMPLETED', 'FAILED') AND archived_at IS NULL AND isfinite(updated_at)
             AND (retain_until IS NULL OR retain_until <= clock.at)
+            AND (lease_owner IS NULL OR lease_expires_at <= clock.at)
             THEN CAST(EXTRACT(EPOCH FROM clock.at - updated_at) AS double precision) - ({_KEPT}) END AS overdue
     FROM saga_executions CROSS JOIN {_CLOCK}
     WHERE isfinite(created_at) {following}
@@ -252,7 +253,8 @@ CROSS JOIN LATERAL (
     SELECT id
     FROM saga_executions
     WHERE id = mark.id AND version = mark.version AND archived_at IS NULL AND updated_at <= a.archived_at
-        AND status IN ('COMPLETED', 'FAILED') AND lease_owner IS NULL
+        AND status IN ('COMPLETED', 'FAILED')
+        AND (lease_owner IS NULL OR lease_expires_at <= statement_timestamp())
         AND (retain_until IS NULL OR retain_until <= statement_timestamp())
     FOR UPDATE SKIP LOCKED
 ) e
@@ -275,7 +277,7 @@ WITH same AS MATERIALIZED (
     WHERE l.saga_id = s.id
 ), stubs AS (
     UPDATE saga_executions e
-    SET context = '{{}}', archived_at = a.archived_at, retain_until = NULL
+    SET context = '{{}}', archived_at = a.archived_at, retain_until = NULL, lease_owner = NULL, lease_expires_at = NULL
     FROM same s, saga_archives a
     WHERE e.id = s.id AND a.id = {_id("archive_id")}
     RETURNING e.id

@@ -37,7 +37,9 @@ from saga_store.retention_model import (
     SagaMark,
     SagaRecord,
 )
+from saga_store.testing.claim import Age, AgingContract
 from saga_store.testing.contract import Contract, Together, Unit, UnitPerCall
+from saga_store.testing.lease import LeaseUnit
 
 _WHO: dict[str, Any] = {"by": "alice", "reason": 'the auditors \N{EM DASH} "again"'}
 _HOUR, _NEVER = timedelta(hours=1), timedelta(days=36_000)
@@ -417,7 +419,7 @@ class StubContract(_RetentiveContract):
         assert after.history[0].id > before.history[-1].id
 
 
-class RetentionContract(_RetentiveContract):
+class RetentionContract(AgingContract, _RetentiveContract):
     """What a policy lets go, how it becomes stubs and comes back; for a storage that commits its own calls."""
 
     async def test_what_a_policy_lets_go(self, storage: RetentiveStorage) -> None:
@@ -522,6 +524,27 @@ class RetentionContract(_RetentiveContract):
         assert (list(made.made), list(made.already)) == ([untouched], [])
         assert await stored(storage, changed) == before
         assert (await storage.get_archive(archive.id)).removed == 1
+
+    async def test_what_is_leased_stays_until_the_lease_has_expired(
+        self, storage: RetentiveStorage, unit: LeaseUnit, age: Age
+    ) -> None:
+        """Whoever looks at a finished saga in a run is let do so; one that died there is waited for no longer."""
+        name = f"order-{uuid4()}"
+        saga_id = await finished(storage, name, SagaStatus.FAILED)
+        [saga] = await expired(storage, name)
+        archive = await verified(storage)
+        async with unit() as whole:
+            await whole.run(saga_id, owner="worker-1", lease=_HOUR).__aenter__()  # and its process dies
+        assert await expired(storage, name) == []
+        assert list((await storage.make_stubs(archive.id, [saga.mark])).made) == []
+        await age(saga_id, 2 * _HOUR)
+        [saga] = await expired(storage, name)
+        [record] = await read(storage, [saga])
+        assert list((await storage.make_stubs(archive.id, [record.mark])).made) == [saga_id]
+        [summary] = (await storage.find_sagas(SagaQuery(name=name))).sagas
+        assert summary.lease_owner is None
+        assert await storage.restore_saga(record) is Restored.RESTORED
+        assert (await storage.get_saga(saga_id)).lease_owner is None
 
     async def test_another_history_of_the_same_length_stays(self, storage: RetentiveStorage) -> None:
         """What is compared is the last entry, too, not only how many there are."""

@@ -3,6 +3,7 @@ seen AS MATERIALIZED (
     SELECT id, name, status, version, created_at, updated_at,
     CASE WHEN status IN ('COMPLETED', 'FAILED') AND archived_at IS NULL AND isfinite(updated_at)
     AND (retain_until IS NULL OR retain_until <= clock.at)
+    AND (lease_owner IS NULL OR lease_expires_at <= clock.at)
     THEN CAST(EXTRACT(EPOCH FROM clock.at - updated_at) AS double precision) - (
         CASE WHEN name = ANY (CAST(%(names)b AS text[])) THEN (
             SELECT term.seconds

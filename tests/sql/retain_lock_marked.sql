@@ -7,7 +7,8 @@ CROSS JOIN LATERAL (
     SELECT id
     FROM saga_executions
     WHERE id = mark.id AND version = mark.version AND archived_at IS NULL AND updated_at <= a.archived_at
-    AND status IN ('COMPLETED', 'FAILED') AND lease_owner IS NULL
+    AND status IN ('COMPLETED', 'FAILED')
+    AND (lease_owner IS NULL OR lease_expires_at <= statement_timestamp())
     AND (retain_until IS NULL OR retain_until <= statement_timestamp())
     FOR UPDATE SKIP LOCKED
 ) e

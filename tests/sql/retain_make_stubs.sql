@@ -19,7 +19,7 @@ removed AS (
 ),
 stubs AS (
     UPDATE saga_executions e
-    SET context = '{}', archived_at = a.archived_at, retain_until = NULL
+    SET context = '{}', archived_at = a.archived_at, retain_until = NULL, lease_owner = NULL, lease_expires_at = NULL
     FROM same s, saga_archives a
     WHERE e.id = s.id AND a.id = CAST(CAST(%(archive_id)b AS text) AS uuid)
     RETURNING e.id
