@@ -22,7 +22,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from saga_store import Checkpoint, LogStep, SagaStatus, SagaStepStatus, schema
+from saga_store import Checkpoint, LogStep, SagaStatus, SagaStepStatus, StepAction, schema
 from saga_store.cli import main
 from saga_store.cli.exits import Exit
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
@@ -403,6 +403,44 @@ class TestPlans:
         assert last in {each["entry_id"] for each in plan["plan"]}
         assert command("settle", str(one), "--status", "COMPLETED", *WHY)[0] == Exit.DONE
         assert command("settle", str(one), "--entry", str(last), "--status", "FAILED", *WHY)[0] == Exit.REFUSED
+
+    @pytest.mark.parametrize("words", [("act", "COMPENSATED", "COMPLETED"), ("compensate", "COMPLETED", "COMPENSATED")])
+    def test_settling_by_the_wrong_word(
+        self, command: Command, make: Make, admin: psycopg.Connection, words: tuple[StepAction, str, str]
+    ) -> None:
+        """Doing isn't said to be undone, nor undoing done, unless the action is named: it may be what was meant."""
+        action, wrong, right = words
+        [saga_id] = make(1, steps=[LogStep("pay", action, SagaStepStatus.STARTED)])
+        ended = "SELECT status FROM saga_logs WHERE step_name = 'pay' AND status <> 'STARTED'"
+        entry = str(admin.execute("SELECT max(id) FROM saga_logs").fetchall()[0][0])
+        for more in ((), ("--entry", entry), ("--dry-run",)):
+            code, _, err = command("settle", str(saga_id), "--status", wrong, *more, *WHY)
+            assert code == Exit.REFUSED
+            assert f"ends as {right} or FAILED, not as {wrong}" in err
+        _, out, _ = command("settle", "--step", "pay", "--status", wrong, *WHY, "--yes", "--json")
+        [(why, count)] = json.loads(out)["left_out"].items()
+        assert (f"ends as {right} or FAILED" in why, count) == (True, 1)
+        for fits in (right, "FAILED"):
+            _, out, _ = command("settle", "--step", "pay", "--status", fits, *WHY, "--dry-run", "--json")
+            assert json.loads(out)["count"] == 1
+        other = "act" if action == "compensate" else "compensate"
+        assert command("settle", str(saga_id), "--status", wrong, "--action", other, *WHY)[0] == Exit.REFUSED
+        assert admin.execute(ended).fetchall() == []
+        assert command("settle", str(saga_id), "--status", wrong, "--action", action, *WHY)[0] == Exit.DONE
+        assert admin.execute(ended).fetchall() == [(wrong,)]
+
+    def test_settling_the_undoing_of_an_outage(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
+        """What was being done in the same outage is left out; of one that is in doubt both ways, the action tells."""
+        undoing = LogStep("pay", "compensate", SagaStepStatus.STARTED)
+        [done], [undone], [both] = make(1, steps=[STARTED]), make(1, steps=[undoing]), make(1, steps=[STARTED, undoing])
+        given = ("settle", "--step", "pay", "--status", "COMPENSATED", *WHY, "--yes", "--json")
+        assert [one["saga_id"] for one in json.loads(command(*given)[1])["results"]] == [str(undone)]
+        assert [one["saga_id"] for one in json.loads(command(*given, "--action", "compensate")[1])["results"]] == [
+            str(both)
+        ]
+        ended = "SELECT saga_id, action FROM saga_logs WHERE step_name = 'pay' AND status <> 'STARTED' ORDER BY id"
+        assert admin.execute(ended).fetchall() == [(undone, "compensate"), (both, "compensate")]
+        assert done in rows(admin)
 
     def test_one_that_changes_after_the_plan(self, database: Database, make: Make, admin: psycopg.Connection) -> None:
         """It is left alone and reported, the others are done: exit code 9."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from saga_store.cli.output import add_options
 from saga_store.cli.saga_filters import ID_HELP, add_filters, add_judging, add_zone, moment, time_of
@@ -18,11 +18,16 @@ from saga_store.cli.shards import ALL_AT_ONCE, add_shards
 from saga_store.cli.verbs import Verbs
 from saga_store.errors import InvalidSagaDataError
 from saga_store.inspection import SagaCondition, SagaQuery, SagaSummary, in_doubt, last_in_doubt
-from saga_store.model import SagaLogEntry, SagaStepStatus
+from saga_store.model import SagaLogEntry, SagaStepStatus, StepAction
 from saga_store.storage import SagaStorage
 
 _MOST = 1000
 _ENDS = (SagaStepStatus.COMPLETED, SagaStepStatus.FAILED, SagaStepStatus.COMPENSATED)
+# What a step in doubt was at, by its action, the end that it comes to, and the one that is the other action's.
+_WORDS: dict[StepAction, tuple[str, SagaStepStatus, SagaStepStatus]] = {
+    "act": ("the step was being done", SagaStepStatus.COMPLETED, SagaStepStatus.COMPENSATED),
+    "compensate": ("the step was being undone", SagaStepStatus.COMPENSATED, SagaStepStatus.COMPLETED),
+}
 
 
 def register(saga: Verbs) -> None:
@@ -43,6 +48,9 @@ def register(saga: Verbs) -> None:
         if isinstance(deed, Settle):
             verb.add_argument("--entry", type=int, help="the entry in doubt, by its id; if there are several")
             verb.add_argument("--status", dest="outcome", required=True, choices=[end.value for end in _ENDS])
+            verb.add_argument(
+                "--action", choices=get_args(StepAction), help="only what was being done, or undone; takes any end"
+            )
             verb.set_defaults(status=[])
         if isinstance(deed, Hold):
             verb.add_argument("--until", type=moment, help="a time, or how long from now (default: until released)")
@@ -153,7 +161,11 @@ class Settle(Deed):
         history = await storage.get_recent_history(saga.id)
         # There may be older ones than that tells.
         known = await storage.get_in_doubt_steps(saga.id) if history.left_out else in_doubt(history.entries)
-        doubts = [entry for entry in last_in_doubt(known) if given.step in {None, entry.step_name}]
+        doubts = [
+            entry
+            for entry in last_in_doubt(known)
+            if given.step in {None, entry.step_name} and given.action in {None, entry.action}
+        ]
         if given.entry is not None:
             if given.entry not in {entry.id for entry in doubts} and (later := _later(doubts, known, given.entry)):
                 return f"a later attempt at that step is in doubt, too: look at all, and settle the last, entry {later}"
@@ -162,6 +174,10 @@ class Settle(Deed):
             problem = "several steps are in doubt; say which by --entry" if doubts else "no such step is in doubt"
             return "\n".join([problem, *map(entry_as_text, doubts)])
         [entry] = doubts
+        doing, end, other = _WORDS[entry.action]
+        if given.outcome == other and given.action is None:
+            problem = f"{doing}, which ends as {end} or FAILED, not as {other}; if it did, say --action {entry.action}"
+            return "\n".join([problem, entry_as_text(entry)])
         return Planned(saga.id, saga, entry_id=entry.id, what=entry_as_text(entry))
 
     async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None:
