@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import NoReturn
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError, SagaArchivedError
+from saga_store.errors import InvalidSagaDataError, SagaArchivedError, SagaStoreError
 from saga_store.inspection import Cursor
 from saga_store.retention_model import (
     ArchivePage,
@@ -53,19 +53,41 @@ class ShardedRetention(RetentionStorage):
         return [restored[place] for place in range(len(records))]
 
     async def _forget(self, older_than: timedelta, limit: int, after: Cursor | None) -> tuple[int, Cursor | None]:
-        del after  # there is never more: all shards are walked to their ends, or to the limit
+        """Walk all shards to their ends, or to the limit, so that there is never more.
+
+        Raises:
+            SagaStoreError: Some couldn't be walked to their ends, and so others aren't enough for the limit.
+        """
+        del after
+        failed = await self._set.reach()
         forgotten = 0
-        for index in range(len(self._set.storages)):
+        for index in sorted(set(range(len(self._set.storages))) - failed.keys()):
             if forgotten < limit:
-                shard = await self._set.get(index)
-                forgotten += await shard.forget_stubs(older_than=older_than, limit=limit - forgotten)
+                try:
+                    forgotten += await self._set.on(index, _forgetter(older_than, limit - forgotten))
+                except InvalidSagaDataError:
+                    raise
+                except SagaStoreError as exc:
+                    failed[index] = exc
+        if failed and forgotten < limit:
+            raise failed[min(failed)]
         return forgotten, None
 
     async def forget_all_stubs(self, *, older_than: timedelta, at_once: int = 1000) -> AsyncIterator[int]:
-        for index in range(len(self._set.storages)):
-            shard = await self._set.get(index)
-            async for gone in shard.forget_all_stubs(older_than=older_than, at_once=at_once):
-                yield gone
+        """Walk all shards that can be reached; at the end what is in the way of the others is raised."""
+        failed = await self._set.reach()
+        for index in sorted(set(range(len(self._set.storages))) - failed.keys()):
+            try:
+                shard = await self._set.get(index)
+                async for gone in shard.forget_all_stubs(older_than=older_than, at_once=at_once):
+                    yield gone
+            except InvalidSagaDataError:
+                raise
+            except SagaStoreError as exc:
+                self._set.note(index, exc)
+                failed[index] = exc
+        if failed:
+            raise failed[min(failed)]
 
     async def _fetch_lag(self, terms: Terms) -> timedelta:
         found, _ = await self._set.ask_all(lambda shard: shard._fetch_lag(terms))
@@ -110,6 +132,10 @@ class ShardedRetention(RetentionStorage):
 
     def _index(self, saga_id: UUID) -> int:
         return shard_index(saga_id, len(self._set.storages))
+
+
+def _forgetter(older_than: timedelta, limit: int) -> Callable[[RetentionStorage], Awaitable[int]]:
+    return lambda shard: shard.forget_stubs(older_than=older_than, limit=limit)
 
 
 def _restorer(

@@ -161,6 +161,9 @@ def test_on_paper_it_is_one_script(empty_database: Database, capsys: pytest.Capt
         ("[[shards]]\nschema = 'pg_x'", "shard 0: schema must not be 'pg_x'"),
         ("[[shards]]\nschema = 'a'\n[[shards]]\nschema = 'a'", "two shards have the same url and schema"),
         ("[[shards", "is no number, and no TOML file that can be read"),
+        (f"shards = {'[' * 3000}{']' * 3000}", "is no number, and no TOML file that can be read"),
+        ("[[shards]]\nurl = ' '\nschema = 'a'", "shard 0: url must not be empty; leave it out for the command's own"),
+        ("[[shards]]\nurl = 'postgresql://'\nschema = ''", "shard 0: schema must not be empty"),
     ],
 )
 def test_a_file_that_says_no_such_thing_is_wrong_usage(
@@ -172,6 +175,28 @@ def test_a_file_that_says_no_such_thing_is_wrong_usage(
         main(["check", "--shards", str(path)])
     assert left.value.code == Exit.USAGE
     assert message in capsys.readouterr().err
+
+
+def test_distribute_hands_each_schema_on_by_its_name(
+    empty_database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that needs quotes. What stands here for Citus has its table and its function."""
+    with psycopg.connect(empty_database.url(), autocommit=True) as connection:
+        connection.execute(
+            'CREATE SCHEMA "Saga_01"; CREATE SCHEMA saga_01; CREATE SCHEMA saga_00;'
+            "CREATE TABLE pg_dist_schema (schemaid oid);"
+            "CREATE FUNCTION citus_schema_distribute(regnamespace) RETURNS void LANGUAGE sql "
+            "AS 'INSERT INTO pg_dist_schema VALUES ($1)';"
+            "INSERT INTO pg_extension SELECT 1, 'citus', extowner, extnamespace, extrelocatable, '13.0' "
+            "FROM pg_extension LIMIT 1"
+        )
+        path = tmp_path / "shards.toml"
+        path.write_text("[[shards]]\nschema = 'saga_00'\n[[shards]]\nschema = 'Saga_01'\n")
+        for wanted in ("handed to Citus: saga_00, Saga_01", "nothing to do"):
+            assert main(["distribute", "--shards", str(path)]) == Exit.DONE
+            assert capsys.readouterr().out.strip() == wanted
+        placed = connection.execute("SELECT nspname FROM pg_dist_schema JOIN pg_namespace n ON n.oid = schemaid")
+        assert {name for (name,) in placed} == {"saga_00", "Saga_01"}
 
 
 def test_distribute_says_where_there_is_no_citus(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,9 +186,10 @@ class TestPages:
         """Of a shard that answers it is shown; of one that doesn't it is 503 and a sentence."""
         html = await page(without, f"/sagas/{IDS[0][0]}")
         assert "can't be reached" not in html.words
-        html = await page(without, f"/sagas/{IDS[DOWN][0]}", status=503)
-        assert "Shard 1, where this saga is, can't be asked now; the log says why." in html.words
-        assert "57P03" not in html.words
+        for path in (f"/sagas/{IDS[DOWN][0]}", f"/sagas?id={IDS[DOWN][0]}", f"/sagas?id={IDS[DOWN][0].hex}"):
+            html = await page(without, path, status=503)
+            assert "Shard 1, where this saga is, can't be asked now; the log says why." in html.words
+            assert "57P03" not in html.words
 
     async def test_one_saga_by_its_first_digits(self, without: ShardedSagaStorage) -> None:
         """Another may begin by them where nobody can look, and so may the one that isn't found."""

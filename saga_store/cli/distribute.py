@@ -27,13 +27,12 @@ def _distribute(given: argparse.Namespace, console: Console) -> int:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         if connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'citus'")) is None:
             return None
-        placed = "SELECT schemaid::regnamespace::text FROM pg_dist_schema"
+        placed = "SELECT nspname FROM pg_dist_schema JOIN pg_namespace n ON n.oid = schemaid"
         there = {name for (name,) in connection.execute(text(placed))}
         left = [name for name in schemas if name not in there]
         for name in left:
-            connection.execute(
-                text("SELECT citus_schema_distribute(CAST(CAST(:name AS text) AS regnamespace))"), {"name": name}
-            )
+            handed_on = "SELECT citus_schema_distribute(CAST(quote_ident(CAST(:name AS text)) AS regnamespace))"
+            connection.execute(text(handed_on), {"name": name})
         return [str(name) for name in left]
 
     handed = connected(given_url(given), distribute)

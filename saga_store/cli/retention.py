@@ -189,6 +189,8 @@ async def _verify(given: argparse.Namespace, console: Console, _: Stop) -> Exit:
 async def _restore(given: argparse.Namespace, console: Console, _: Stop) -> Exit:
     failed: dict[int, SagaStoreError] = {}
     async with opened(given, records=True) as storage:
+        if isinstance(storage, ShardedSagaStorage):
+            await storage.reach()
         try:
             report = await retention.restore(
                 storage,

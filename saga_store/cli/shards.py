@@ -79,7 +79,7 @@ def _shards(value: str) -> Shards:
         return Shards(value, tuple(Shard(None, f"saga_{number:02}") for number in range(int(value))))
     try:
         found = tomllib.loads(Path(value).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise argparse.ArgumentTypeError(f"{value!r} is no number, and no TOML file that can be read: {exc}") from exc
     tables = found.get("shards")
     if not isinstance(tables, list) or not 1 <= len(tables) <= MOST_SHARDS or set(found) != {"shards"}:
@@ -95,6 +95,8 @@ def _shard(where: str, table: Any) -> Shard:  # noqa: ANN401 - whatever stands i
         raise argparse.ArgumentTypeError(f"{where}: must be a table with url, schema, or both, and nothing else")
     if not all(isinstance(value, str) for value in table.values()):
         raise argparse.ArgumentTypeError(f"{where}: url and schema must be strings")
+    if not table.get("url", "url").strip():
+        raise argparse.ArgumentTypeError(f"{where}: url must not be empty; leave it out for the command's own")
     shard = Shard(table.get("url"), table.get("schema"))
     if shard.schema is not None:
         try:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-from saga_store.errors import InvalidSagaDataError, SagaNotFoundError, SagaStoreError, StorageUnavailableError
+from saga_store.errors import InvalidSagaDataError, SagaNotFoundError, SagaStoreError, ShardingError
 from saga_store.interface import IRetentionStorage
 from saga_store.retention.errors import ArchiveDamagedError, ArchiveError, ShardsFailedError, TargetError
 from saga_store.retention.files import Found
@@ -78,7 +78,7 @@ async def restore(
         ArchiveDamagedError: An archive isn't what was written; nothing was restored.
         ArchiveError: No archive has the saga.
         TargetError: The target can't be read, or holds no archive.
-        ShardsFailedError: Shards of the storage can't be reached; the sagas of the others are back.
+        ShardsFailedError: Shards of the storage can't be written to; the sagas of the others are back.
     """
     run = _Run(as_storage(storage), keep_for, report)
     if saga_id is not None:
@@ -152,14 +152,14 @@ class _Run:
             outcomes = await self._storage.restore_sagas(
                 records, archive_id=batch[0].archive_id, keep_for=self._keep_for
             )
-        except StorageUnavailableError as exc:
-            if not isinstance(self._storage, ShardedSagaStorage):
-                raise
-            self.failed[self._storage.shard_of(records[0].id)] = exc
-            return
         except InvalidSagaDataError as exc:
             where = f"{batch[0].file}, line {batch[0].line}" + (f" to {batch[-1].line}" if len(batch) > 1 else "")
             raise InvalidSagaDataError(f"{where}: {exc.field}", exc.reason) from exc
+        except SagaStoreError as exc:
+            if not isinstance(self._storage, ShardedSagaStorage) or isinstance(exc, ShardingError):
+                raise
+            self.failed[self._storage.shard_of(records[0].id)] = exc
+            return
         for found, outcome in zip(batch, outcomes, strict=True):
             await self._count(found, outcome, target)
         self._report(self.done)

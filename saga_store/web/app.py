@@ -202,7 +202,10 @@ class _App:
 
     async def _sagas(self, request: Request, path: str) -> Response:
         asked = Asked.of("sagas", _query_string(request))
-        view = await pages.sagas(self.storage, asked, self.redaction)
+        try:
+            view = await pages.sagas(self.storage, asked, self.redaction)
+        except StorageUnavailableError as exc:
+            raise _of_shard(self.storage, asked.get("id") or "", exc) from exc
         if view.only is not None:
             return RedirectResponse(Links.of(path, asked.judging).saga(view.only), HTTPStatus.SEE_OTHER)
         return self._render(path, asked, "sagas.html", {"view": view, "at": view.page.at})

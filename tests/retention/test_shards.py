@@ -1,6 +1,7 @@
 """Keeping and letting go over shards: one target for all, each with its own ledger and turn; one is down or busy."""
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,10 +17,15 @@ from saga_store import (
     MemoryDatabase,
     MemorySagaStorage,
     SagaStatus,
+    SagaStoreError,
+    SchemaError,
+    ShardingError,
     StorageUnavailableError,
+    UnknownOutcomeError,
 )
 from saga_store.cli import main
 from saga_store.cli.exits import Exit
+from saga_store.inspection import Cursor
 from saga_store.retention import (
     ShardsFailedError,
     TargetError,
@@ -49,6 +55,15 @@ class Away(MemorySagaStorage):
     """A shard that can be taken away."""
 
     is_away = False
+    error: SagaStoreError = StorageUnavailableError("the server is down\nsays libpq", "57P03")
+
+    @property
+    def stubs(self) -> int:
+        return sum(row.archived_at is not None for row in self._view()._database._rows.values())  # noqa: SLF001
+
+    async def _forget(self, *given: Any) -> tuple[int, Cursor | None]:  # noqa: ANN401 - as in the interface
+        self._look()
+        return await super()._forget(*given)
 
     async def _fetch_shard_state(self) -> ShardState:
         self._look()
@@ -60,7 +75,7 @@ class Away(MemorySagaStorage):
 
     def _look(self) -> None:
         if self.is_away:
-            raise StorageUnavailableError("the server is down\nsays libpq", "57P03")
+            raise self.error
 
 
 def made_of(*shards: MemorySagaStorage) -> ShardedSagaStorage:
@@ -154,6 +169,40 @@ class TestLibrary:
         parts[DOWN].is_away = False
         again = await restore(storage, archive=str(tmp_path))
         assert (again.restored, again.same) == (2, 4)
+
+    @pytest.mark.parametrize("error", [SchemaError(None, "9"), UnknownOutcomeError(None)], ids=["no tables", "died"])
+    async def test_sagas_come_back_to_the_others_whatever_fails(
+        self, parts: list[Away], tmp_path: Path, error: SagaStoreError
+    ) -> None:
+        storage = made_of(*parts)
+        await archive(storage, str(tmp_path), EVERYTHING)
+        parts[DOWN].is_away, parts[DOWN].error = True, error
+        with pytest.raises(ShardsFailedError) as failed:
+            await restore(storage, archive=str(tmp_path))
+        assert (failed.value.errors, failed.value.report.restored) == ({DOWN: error}, 4)
+        with pytest.raises(ShardingError):
+            await restore(made_of(*parts[::-1]), archive=str(tmp_path))
+
+    async def test_a_shard_that_is_down_keeps_no_stubs_of_others(self, parts: list[Away], tmp_path: Path) -> None:
+        """Those of the others are forgotten, and then it is said what is missing; the first one is no exception."""
+        storage = made_of(*parts)
+        await archive(storage, str(tmp_path), EVERYTHING)
+        parts[0].is_away = True
+        assert await storage.forget_stubs(older_than=timedelta(0), limit=1) == 1
+        assert [part.stubs for part in parts] == [2, 1, 2]
+        gone: list[int] = []
+
+        async def forget() -> None:
+            async for count in storage.forget_all_stubs(older_than=timedelta(0)):
+                gone.append(count)  # noqa: PERF401 - it is to be kept if it ends by an error
+
+        with pytest.raises(StorageUnavailableError, match="the server is down"):
+            await forget()
+        assert (sum(gone), [part.stubs for part in parts]) == (3, [2, 0, 0])
+        with pytest.raises(StorageUnavailableError, match="the server is down"):
+            await storage.forget_stubs(older_than=timedelta(0))
+        parts[0].is_away = False
+        assert await storage.forget_stubs(older_than=timedelta(0)) == 2
 
     async def test_a_shard_that_is_busy_leaves_the_others_done(self, parts: list[Away], tmp_path: Path) -> None:
         """Each has a turn of its own."""
