@@ -40,7 +40,7 @@ BEGIN
     FOR found IN
         SELECT conname FROM pg_constraint
         WHERE conrelid = CAST(quote_ident(current_schema()) || '.{table}' AS regclass) AND contype = 'c'
-            AND position('{name}' IN conname) > 0
+            AND right(CAST(conname AS text), length('{name}')) = '{name}'
     LOOP
         EXECUTE 'ALTER TABLE ' || quote_ident(current_schema()) || '.{table} DROP CONSTRAINT ' || quote_ident(found);
     END LOOP;
@@ -117,7 +117,7 @@ def add_check(name: str, table: str, condition: str) -> None:
 
 
 def drop_check(name: str, table: str) -> None:
-    """Drop a CHECK constraint, also if an application's naming convention has put something around its name.
+    """Drop a CHECK constraint, also if an application's naming convention has put something before its name.
 
     One that an earlier attempt has dropped is passed over, and a table that isn't there is an error.
     """

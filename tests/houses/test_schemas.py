@@ -263,6 +263,26 @@ class TestNamingConventions:
             in_a_host(empty_database, upgrade, convention=self.CONVENTION)
         assert schema.check(empty_database.url()).state is schema.State.CURRENT
 
+    def test_a_check_of_the_application_s_stays(self, empty_database: Database) -> None:
+        """Though its name has one of ours in it; ours is dropped whatever a convention has put before its name."""
+        url = empty_database.url("psycopg")
+        schema.upgrade(url)
+        with psycopg.connect(empty_database.url(), autocommit=True) as admin:
+            admin.execute(
+                "ALTER TABLE saga_executions "
+                "RENAME CONSTRAINT ck_saga_executions_stub TO ck_saga_executions_ck_saga_executions_stub"
+            )
+            theirs = {"app_ck_saga_executions_lease_owner_prefix", "ck_saga_executions_stub_is_small"}
+            for name in theirs:
+                admin.execute(
+                    SQL("ALTER TABLE saga_executions ADD CONSTRAINT {} CHECK (name <> '')").format(Identifier(name))
+                )
+            schema.downgrade(url, "saga_store_0001")
+            left = admin.execute(
+                "SELECT conname FROM pg_constraint WHERE conrelid = 'saga_executions'::regclass AND contype = 'c'"
+            ).fetchall()
+        assert {name for (name,) in left} == {"ck_saga_executions_status", *theirs}
+
     @pytest.mark.parametrize("driver", [*DRIVERS, "paper"])
     def test_names_that_one_has_changed_are_healed_in_place(self, empty_database: Database, driver: str) -> None:
         """Every constraint and index gets its name back, with the same identity: nothing is built again."""
