@@ -141,6 +141,29 @@ class TestAdopting:
 
         assert fingerprint(cqrs_database) == fingerprint(database)
 
+    def test_writers_of_another_search_path(self, cqrs_database: Database, url: str) -> None:
+        """They name the schema; whatever their path is, they go on during the adoption, and while it is undone."""
+        execute(
+            cqrs_database,
+            """
+            CREATE SCHEMA shop; ALTER TABLE saga_executions SET SCHEMA shop; ALTER TABLE saga_logs SET SCHEMA shop;
+            ALTER TYPE sagastatus SET SCHEMA shop; ALTER TYPE sagastepstatus SET SCHEMA shop
+            """,
+        )
+        written: list[object] = []
+
+        def write(progress: object) -> None:
+            execute(cqrs_database, "UPDATE shop.saga_executions SET status = 'RUNNING', version = version + 1")
+            written.append(progress)
+
+        adoption.adopt(url, schema="shop", rewrite_below=BESIDE, report=write)
+        during = len(written)
+        adoption.undo(url, schema="shop", rewrite_below=BESIDE, report=write)
+        assert len(written) > during > 0
+        with connected(cqrs_database) as connection:
+            query = "SELECT DISTINCT status::text FROM shop.saga_executions"
+            assert connection.execute(query).fetchall() == [("RUNNING",)]
+
     @WAYS
     def test_another_schema(self, cqrs_database: Database, url: str, rewrite_below: int) -> None:
         """The schema is named; tables of the same name elsewhere aren't touched."""

@@ -149,11 +149,13 @@ def _begin(table: Table, target: Form) -> Step:
     columns = columns_of(table.name)
     added = [f"ADD COLUMN {column.beside} {column.type_in(target)}" for column in columns]
     values = [f"NEW.{column.beside} := {_converted(column, target, row='NEW.')};" for column in columns]
-    name = trigger_of(table.name)
+    name, body = trigger_of(table.name), " ".join(values)
+    # Whatever the path of a writer's session is, the types are found by that of this one.
+    path = "SET search_path FROM CURRENT"
     statements = (
         f"ALTER TABLE {table.name} {', '.join(added)}",
         *(_add_columns(table) if target == "saga-store" else ()),
-        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {' '.join(values)} RETURN NEW; END $$",
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql {path} AS $$ BEGIN {body} RETURN NEW; END $$",
         f"CREATE TRIGGER {name} BEFORE INSERT OR UPDATE ON {table.name} FOR EACH ROW EXECUTE FUNCTION {name}()",
     )
     return Step(f"{table.name}: add columns, and a trigger", "transaction", (table.name,), SHORT, statements)
