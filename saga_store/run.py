@@ -20,6 +20,7 @@ from saga_store.errors import (
     InvalidSagaDataError,
     SagaAlreadyExistsError,
     SagaConcurrencyError,
+    SagaLeasedError,
     SagaNotFoundError,
     SagaStoreError,
     UnknownOutcomeError,
@@ -504,12 +505,15 @@ class SagaRun(ISagaRun):
         self._holds = True
 
     async def _give_back(self, lease: Lease) -> None:
-        """Release a lease that may have been taken: who took it was cancelled before it knew."""
+        """Release a lease that may have been taken: who took it was cancelled before it knew.
+
+        It may be about to be taken, too, by a statement that others share. So it is taken once more, behind that one.
+        """
         try:
-            saga = await self._storage.get_saga(self._saga_id)
-            if saga.lease_owner == lease.owner:
-                self._fence, self._holds = saga.version, True
-                await self._release()
+            await self._take(lease)
+            await self._release()
+        except (SagaLeasedError, SagaNotFoundError):
+            pass  # nobody took it
         except SagaStoreError as exc:
             _logger.warning("the lease of saga %s may have been taken, and will expire: %s", self._saga_id, exc)
 

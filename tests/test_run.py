@@ -59,7 +59,7 @@ from saga_store import (
 )
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
 from saga_store.storage import SagaStorage
-from tests.connections import engine_on, until_returned
+from tests.connections import engine_on, until_blocked, until_returned
 from tests.databases import Database
 from tests.proxy import Cut, Proxy
 from tests.scene import NEVER, Scene, until
@@ -300,6 +300,41 @@ class TestLeaving:
         assert not reached
         assert await held_by(storage, saga_id) is None
         assert await steps_of(storage, saga_id) == ["one"]
+
+    async def test_it_is_cancelled_while_others_share_its_statement(
+        self, engine: AsyncEngine, database: Database, admin: psycopg.Connection
+    ) -> None:
+        """That goes on, and takes the lease later; whoever was entering waits for it, and gives it back."""
+        storage = SqlAlchemySagaStorage(engine)
+        first, slow, saga_id = [await new_saga(storage) for _ in range(3)]
+        admin.execute(
+            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$"
+        )
+        admin.execute(
+            f"CREATE TRIGGER slow BEFORE UPDATE ON saga_executions FOR EACH ROW WHEN (NEW.id = '{slow}') "
+            "EXECUTE FUNCTION wait()".encode()
+        )
+
+        async def enter() -> None:
+            async with storage.run(saga_id, owner="me", lease=HOUR):
+                raise AssertionError
+
+        admin.execute("SELECT pg_advisory_lock(1)")
+        alone = asyncio.create_task(storage.update_context(first, {}))
+        await asyncio.sleep(0)
+        sharing, entering = asyncio.create_task(storage.update_context(slow, {})), asyncio.create_task(enter())
+        await alone
+        await until_blocked(database)
+        entering.cancel()
+        await asyncio.sleep(0.1)
+        admin.execute("SELECT pg_advisory_unlock(1)")
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        await sharing
+        saga = await storage.get_saga(saga_id)
+        assert saga.lease_owner is None
+        assert saga.version > 2  # it was taken
 
     async def test_asyncio_times_out(self, engine: AsyncEngine) -> None:
         """A timeout inside the run is a TimeoutError outside, and the lease is released."""
