@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import (
 
 from saga_store import (
     Checkpoint,
+    InvalidSagaDataError,
     LogStep,
     SagaAlreadyExistsError,
     SagaConcurrencyError,
@@ -260,6 +261,29 @@ class TestBinds:
         await storage.create_saga(saga_id, "order", {"price": 1e16, "big": 10**30})
 
         assert (await storage.get_saga(saga_id)).context == {"price": 1e16, "big": 10**30}
+
+
+class TestAutocommit:
+    async def test_what_takes_several_statements_is_refused(self, engine: AsyncEngine) -> None:
+        """Two persons could both settle one step there: the lock of the first ends with its statement."""
+        own = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await own.create_saga(saga_id, "order", {})
+        await own.log_step(saga_id, "pay", "act", SagaStepStatus.STARTED)
+        [doubt] = await own.get_in_doubt_steps(saga_id)
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            storage = SqlAlchemySagaStorage(connection)
+            for call in (
+                storage.settle_step(saga_id, doubt.id, SagaStepStatus.COMPLETED, by="ann", reason="seen"),
+                storage.hold_saga(saga_id, by="ann", reason="seen"),
+            ):
+                with pytest.raises(InvalidSagaDataError, match="autocommit"):
+                    await call
+            assert (await storage.find_sagas()).sagas
+            await storage.update_status(saga_id, SagaStatus.RUNNING)
+        assert await own.get_in_doubt_steps(saga_id) == [doubt]
+        assert (await own.get_saga(saga_id)).status is SagaStatus.RUNNING
 
 
 class TestRefusalInsideATransaction:

@@ -171,10 +171,21 @@ class Executor:
     async def transact(
         self, work: Callable[[Transaction, Attempt], Awaitable[_T]], *, if_lost: UnknownOutcomeError | None = None
     ) -> _T:
-        """Do something in one transaction, again as long as that is safe; ``work`` begins anew each time."""
+        """Do something in one transaction, again as long as that is safe; ``work`` begins anew each time.
+
+        Raises:
+            InvalidSagaDataError: It writes, as ``if_lost`` says, and the caller's connection is in autocommit, where
+                no lock lasts from one statement to the next.
+        """
 
         async def once(attempt: Attempt) -> _T:
             async with self._target.transaction(attempt) as transaction:
+                if if_lost is not None and attempt.joins and attempt.commits:
+                    raise InvalidSagaDataError(
+                        "bind",
+                        "must be a transaction for what takes several statements, and this connection is in "
+                        "autocommit; give it another isolation level, or use a storage that is bound to the engine",
+                    )
                 return await work(transaction, attempt)
 
         answer = await self._again(once, if_lost)
