@@ -51,16 +51,18 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
     """Saga storage over several storages, each of which has some of the sagas, by a hash of their ids.
 
     The number of shards is chosen once. At first use each shard's database is asked which one it is, of how many, by
-    which hash, and which ones belong together; where all shards are new and empty, that is recorded. What doesn't
-    match raises ShardingError, and nothing is read or written.
+    which hash, and which ones belong together; where all shards are new and empty, that is recorded, and as long as no
+    shard that answers has a saga, all of them are waited for. A shard that a call couldn't reach is asked again before
+    it is used again. What doesn't match raises ShardingError, and nothing is read or written.
 
     - What concerns a saga goes to its shard. If that can't be reached, it raises StorageUnavailableError.
     - Claims are shared out evenly over all shards, and go to them at the same time. Those with the fewest attempts
-      come first; which sagas haven't changed for longest is known within a shard only.
+      come first; which sagas haven't changed for longest is known within a shard only. Once one shard has answered, the
+      others have a tenth of the lease, but half a second at least and 5 at most; then the claim goes on without them.
     - Lists and views ask all shards at once, and merge what they say by what it is sorted by. Who asks for a whole id
       asks for one saga.
     - As long as one shard answers, lists, views and claims do: ``missing`` of what views return names the others, by
-      their places, and where a plain list is returned, a WARNING does.
+      their places, and where a plain list is returned, a WARNING does. So it is with one whose tables are gone.
     - The ids of log entries are unique within a saga, and no more.
     - ``run.commit(into=session)`` needs a session on the saga's shard; ``shard_of`` tells which that is.
     - Holds, stubs and restored sagas go to their shards, those that are restored together in one transaction of each

@@ -121,11 +121,11 @@ async def look_past_outages(self: ShardSet) -> dict[int, ShardState | StorageUna
 
 
 async def ask_and_trust(
-    self: ShardSet, questions: Mapping[int, Callable[[SagaStorage], Awaitable[_T]]]
+    self: ShardSet, questions: Mapping[int, Callable[[SagaStorage], Awaitable[_T]]], *, patience: float | None = None
 ) -> tuple[dict[int, _T], dict[int, SagaStoreError]]:
     """Don't look again at who was away."""
     ready = list(self.ready)
-    answers = await _ask(self, questions)
+    answers = await _ask(self, questions, patience=patience)
     self.ready[:] = ready
     return answers
 
@@ -155,10 +155,10 @@ def miss_the_others(_: object) -> bool:
 
 
 async def ask_or_fail(
-    self: ShardSet, questions: Mapping[int, Callable[[SagaStorage], Awaitable[_T]]]
+    self: ShardSet, questions: Mapping[int, Callable[[SagaStorage], Awaitable[_T]]], *, patience: float | None = None
 ) -> tuple[dict[int, _T], dict[int, SagaStoreError]]:
     """Throw away what some answered because another one didn't."""
-    found, failures = await _ask(self, questions)
+    found, failures = await _ask(self, questions, patience=patience)
     for failure in failures.values():
         raise failure
     return found, failures
