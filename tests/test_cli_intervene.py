@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -194,6 +195,31 @@ class TestOneSaga:
         assert (code, out) == (Exit.FAILED, "")
         assert all(str(saga_id) in err for saga_id in rows(admin))
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("lock", "told"),
+    [
+        ("SELECT FROM saga_executions FOR UPDATE", ("unknown", None)),
+        ("LOCK TABLE saga_executions", (None, "interrupted")),
+    ],
+)
+def test_ctrl_c_while_one_saga_is_written(
+    database: Database, make: Make, admin: psycopg.Connection, lock: str, told: tuple[str | None, str | None]
+) -> None:
+    """Nobody knows what came of it, and that is told as one object; while it is looked for, too."""
+    [saga_id] = make(1, steps=[STARTED])
+    waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with psycopg.connect(database.url()) as worker:
+        worker.execute(lock.encode())
+        with process(database, "settle", str(saga_id), "--status", "FAILED", *WHY, "--json") as running:
+            wait_until(lambda: bool(admin.execute(waits).fetchall()))
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=60)
+    assert (running.returncode, "Traceback" in err) == (Exit.INTERRUPTED, False)
+    facts = json.loads(out)
+    assert (facts.get("outcome"), facts.get("error")) == told
+    assert rows(admin)[saga_id] == ("RUNNING", 1, 0, None)
 
 
 class TestRetrying:
@@ -491,6 +517,46 @@ class TestPlans:
         ):
             code, out, err = command("give-up", "--plan", *given, *WHY, "--yes")
             assert (code, out, err.count("\n")) == (Exit.USAGE, "", 1)
+
+    def test_one_that_fails_by_itself(
+        self, command: Command, make: Make, admin: psycopg.Connection, tmp_path: Path
+    ) -> None:
+        """Of a saga whose history can't be read that is told; the others are done, and told as well."""
+        ids = make(3, steps=[STARTED])
+        _, out, _ = command("give-up", "--name", "order", *WHY, "--dry-run", "--json")
+        (tmp_path / "plan").write_text(out)
+        log = "INSERT INTO saga_logs (saga_id, step_name, action, status, created_at) VALUES (%s, 'pay', 'act', %s, %s)"
+        admin.execute(log, [ids[1], "COMPLETED", "-infinity"])
+        code, out, _ = command("give-up", "--plan", str(tmp_path / "plan"), *WHY, "--yes", "--json")
+        outcomes = {UUID(one["saga_id"]): one["outcome"] for one in json.loads(out)["results"]}
+        assert (code, outcomes) == (Exit.PARTLY, {ids[0]: "done", ids[1]: "failed", ids[2]: "done"})
+        assert statuses(admin, ids) == ["FAILED", "RUNNING", "FAILED"]
+        admin.execute(log, [ids[1], "STARTED", "2026-01-01"])
+        ids += make(1, steps=[STARTED])
+        _, out, _ = command("settle", "--in-doubt", "--status", "FAILED", *WHY, "--dry-run", "--json")
+        assert json.loads(out)["left_out"] == {"a history that can't be read": 1}
+        assert str(ids[3]) in {one["saga_id"] for one in json.loads(out)["plan"]}
+
+    @pytest.mark.parametrize(("first", "told"), [("done", ["done", "unknown", "not tried"]), ("raises", None)])
+    def test_an_error_that_nobody_foresaw(
+        self, command: Command, make: Make, monkeypatch: pytest.MonkeyPatch, first: str, told: list[str] | None
+    ) -> None:
+        """What was written before is told; if there is nothing of the kind the error alone is."""
+        ids = make(3)
+        give_up, calls = SqlAlchemySagaStorage.give_up_saga, [first, "raises", "done"]
+
+        async def breaking(self: SqlAlchemySagaStorage, saga_id: UUID, **given: Any) -> None:  # noqa: ANN401 - whatever
+            if calls.pop(0) == "raises":
+                raise SQLAlchemyError("out of the blue")
+            await give_up(self, saga_id, **given)
+
+        monkeypatch.setattr(SqlAlchemySagaStorage, "give_up_saga", breaking)
+        code, out, err = command("give-up", "--name", "order", *WHY, "--yes", "--json")
+        assert (code, "out of the blue" in err) == (Exit.FAILED, True)
+        facts = json.loads(out)
+        assert [one["outcome"] for one in facts.get("results", [])] == (told or [])
+        assert ("error" in facts) is (told is None)
+        assert len(ids) == len(calls) + (2 if told else 1)
 
     def test_ctrl_c_in_the_middle(self, database: Database, make: Make, admin: psycopg.Connection) -> None:
         """What was done is told, and of what was under way that nobody knows: exit code 130."""

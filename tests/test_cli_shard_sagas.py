@@ -10,6 +10,7 @@ import pytest
 from saga_store import Checkpoint, LogStep, SagaStatus, SagaStepStatus
 from saga_store.cli import main
 from saga_store.cli.exits import Exit
+from saga_store.errors import StorageUnavailableError, UnknownOutcomeError
 from saga_store.sharding import ShardedSagaStorage
 from tests.shard_schemas import ALL, SECRET, Shards, ids_of
 from tests.verbs import Command, facts
@@ -233,6 +234,20 @@ class TestInterventions:
         assert (done["counts"], done["missing"]) == ({"done": 9}, [])
         acts = facts(saga, "interventions", *ALL)["interventions"]
         assert sorted(one["verb"] for one in acts) == ["give_up_saga"] * 2 + ["settle_step"] * 9
+
+    def test_an_unknown_outcome_beside_a_shard_that_is_away(
+        self, saga: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What nobody knows the outcome of may have been written, so it is told, and not just that one is away."""
+
+        async def losing(self: ShardedSagaStorage, saga_id: UUID, **_: object) -> None:
+            if self.shard_of(saga_id) == 0:
+                raise UnknownOutcomeError(saga_id)
+            raise StorageUnavailableError("away")
+
+        monkeypatch.setattr(ShardedSagaStorage, "give_up_saga", losing)
+        told = facts(saga, "give-up", "--name", "order", *ALL, *WHY, "--yes", code=Exit.PARTLY)
+        assert told["counts"] == {"unknown": 1, "failed": 2, "not tried": 6}
 
     def test_those_of_the_shards_that_answer_are_done(self, saga: Command, shards: Shards) -> None:
         """It ends as partly done; the same again, when the shard is back, does the rest."""

@@ -5,7 +5,7 @@ import argparse
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from saga_store.cli.console import Console, UnprintableError, warn
+from saga_store.cli.console import Console, UnprintableError
 from saga_store.cli.exits import Exit
 from saga_store.cli.verbs import Run
 from saga_store.errors import SagaStoreError
@@ -20,5 +20,4 @@ def carry_out(run: Run, given: argparse.Namespace, console: Console) -> int:
     except (SagaStoreError, CommandError, SQLAlchemyError, UnprintableError) as exc:
         return console.fail(exc, Exit.FAILED)
     except KeyboardInterrupt:
-        warn("interrupted")
-        return Exit.INTERRUPTED
+        return console.fail(InterruptedError("interrupted"), Exit.INTERRUPTED)

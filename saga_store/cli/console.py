@@ -26,6 +26,7 @@ class Console:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
+        self._has_printed = False
         self._on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._log = LogReport()
         # What is being done, by Alembic's log and ours.
@@ -49,6 +50,7 @@ class Console:
             UnprintableError: It couldn't be written.
         """
         _print(json.dumps(facts) if self._as_json else text)
+        self._has_printed = True
 
     def lines(self, facts: Iterable[Mapping[str, object]]) -> None:
         """Print what the command was called for, as JSON, an object a line, each when it comes.
@@ -96,7 +98,7 @@ class Console:
         message = str(getattr(exc, "orig", None) or exc).strip()
         if message:
             warn(message)
-        if self._as_json:
+        if self._as_json and not self._has_printed:  # one object, which tells what was done
             self.result("", error=message, exit_code=code.value)
         return code
 

@@ -26,6 +26,8 @@ from saga_store.errors import (
     InvalidSagaDataError,
     SagaConcurrencyError,
     SagaNotFoundError,
+    SagaStoreError,
+    SagaUnreadableError,
     SchemaError,
     StorageUnavailableError,
     UnknownOutcomeError,
@@ -39,6 +41,7 @@ from saga_store.validation import valid_count, valid_name, valid_text
 _PAGE = 1000
 # What is known by these was refused for what the saga has become; all else is about what was given.
 _ABOUT_THE_SAGA = {"saga_id", "entry_id"}
+_INTERRUPTED = "interrupted while it was written"
 _KINDS = {"done": "good", "changed": "warning", "refused": "warning", "unknown": "bad", "failed": "bad"}
 
 
@@ -132,6 +135,10 @@ class Intervene:
         if not given.dry_run:
             try:
                 await self._deed.do(storage, planned, given)
+            except asyncio.CancelledError:
+                facts = planned.facts() | self._deed.facts(given) | {"outcome": "unknown", "message": _INTERRUPTED}
+                output.done([line(cell(f"saga {planned.saga_id}: {_INTERRUPTED}", "bad"))], facts)
+                raise
             except SagaConcurrencyError as exc:
                 return console.fail(exc, Exit.REFUSED)
             except InvalidSagaDataError as exc:
@@ -180,7 +187,12 @@ class Intervene:
             plan.missing.update(page.missing)
             output.lacks(storage, page.missing)
             for saga in page.sagas:
-                planned = self._deed.refusal(saga) or await self._deed.plan(storage, saga, given)
+                try:
+                    planned = self._deed.refusal(saga) or await self._deed.plan(storage, saga, given)
+                except SagaUnreadableError:
+                    planned = "a history that can't be read"
+                except SagaNotFoundError:
+                    planned = "not there any more"
                 if isinstance(planned, str):
                     plan.left_out[planned.partition("\n")[0]] += 1
                 else:
@@ -244,13 +256,20 @@ class Intervene:
                 except (StorageUnavailableError, SchemaError) as exc:
                     failure = failure or exc
                     results.append(Result(planned, "failed", str(exc)))
-                if results[-1].outcome in {"unknown", "failed"}:
+                    away.add(place)
+                if results[-1].outcome == "unknown":
                     away.add(place)
         except asyncio.CancelledError:
-            results.append(Result(plan.planned[len(results)], "unknown", "interrupted while it was written"))
+            results.append(Result(plan.planned[len(results)], "unknown", _INTERRUPTED))
             self._report(plan, results, given, output)
             raise
-        if failure is not None and not any(result.outcome == "done" for result in results):
+        except Exception as exc:
+            if _have_written(results):
+                outcome = "refused" if isinstance(exc, InvalidSagaDataError) else "unknown"
+                results.append(Result(plan.planned[len(results)], outcome, str(exc)))
+                self._report(plan, results, given, output)
+            raise
+        if failure is not None and not _have_written(results):
             raise failure
         return self._report(plan, results, given, output)
 
@@ -267,8 +286,10 @@ class Intervene:
             if exc.field not in _ABOUT_THE_SAGA:
                 raise
             return Result(planned, "refused", str(exc))
-        except UnknownOutcomeError as exc:
-            return Result(planned, "unknown", str(exc))
+        except (StorageUnavailableError, SchemaError):  # no other saga there would fare better
+            raise
+        except SagaStoreError as exc:
+            return Result(planned, "unknown" if isinstance(exc, UnknownOutcomeError) else "failed", str(exc))
         return Result(planned, "done")
 
     def _report(self, plan: Plan, results: list[Result], given: argparse.Namespace, output: Output) -> Exit:
@@ -288,7 +309,14 @@ class Intervene:
         )
         if counts["done"] == len(results):
             return output.code(Exit.DONE)
-        return Exit.PARTLY if counts["done"] or counts["unknown"] else Exit.REFUSED
+        if _have_written(results):
+            return Exit.PARTLY
+        return Exit.FAILED if counts["failed"] else Exit.REFUSED
+
+
+def _have_written(results: Sequence[Result]) -> bool:
+    """Whether something has come of it, or may have."""
+    return any(result.outcome in {"done", "unknown"} for result in results)
 
 
 async def _goes_on(storage: SagaStorage, planned: Planned) -> bool:
