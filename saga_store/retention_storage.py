@@ -164,6 +164,10 @@ class RetentionStorage(IRetentionStorage):
 
     _joins = False
 
+    def _call_joins(self) -> bool:
+        """Whether a call made here and now is part of a transaction that the caller commits."""
+        return self._joins
+
     @abc.abstractmethod
     async def _hold(self, hold: Hold) -> None:
         """Hold or release, and record it."""
@@ -370,7 +374,7 @@ class RetentionStorage(IRetentionStorage):
         return changed
 
     def _check_commits(self) -> None:
-        if self._joins:
+        if self._call_joins():
             raise InvalidSagaDataError(
                 "bind", "must be one with which the storage commits its own calls: archiving takes several transactions"
             )

@@ -438,7 +438,7 @@ class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspecti
 
     async def wait_for_saga(self, saga_id: UUID, timeout: timedelta) -> SagaExecution:  # noqa: ASYNC109 - as in the interface
         saga_id, timeout = valid_id(saga_id), valid_period("timeout", timeout)
-        if self._joins:
+        if self._call_joins():
             raise InvalidSagaDataError(
                 "bind",
                 "must be one with which the storage commits its own calls: your transaction would be open for as long "
@@ -469,7 +469,7 @@ class SagaStorage(RetentionStorage, IRecoveryStorage, IHistoryStorage, IInspecti
             return SagaRun(self, saga_id, write_ahead=write_ahead)
         if owner is None or lease is None:
             raise InvalidSagaDataError("lease", "must come with an owner, and an owner with a lease; give both or none")
-        if renew and self._joins:
+        if renew and self._call_joins():
             raise InvalidSagaDataError(
                 "renew", "needs a storage that commits its own calls: in your transaction nobody sees a renewal in time"
             )

@@ -191,8 +191,12 @@ class SqlAlchemySagaStorage(KeepingStorage):
     def _at(self, target: Target) -> Executor:
         return Executor(target, self._retry_seconds, self._news, self._observer)
 
+    def _call_joins(self) -> bool:
+        # A sessionmaker may lead to a connection, now or for this caller only.
+        return self._bind.target(writes=True).joins
+
     def _joined(self, into: object) -> "SqlAlchemySagaStorage":
-        if self._joins:
+        if self._call_joins():
             raise InvalidSagaDataError(
                 "into",
                 "can't be given to a run whose storage is bound to a session or connection: its commit() writes "

@@ -463,6 +463,29 @@ class TestOnAConnection:
             await connection.rollback()
             assert sagas_of(database) == {saga_id}
 
+    async def test_what_needs_commits_of_its_own_is_refused(self, make_engine: MakeEngine, driver: str) -> None:
+        """As on the connection itself: it would poll, or archive, in the middle of somebody's transaction."""
+        async with make_engine(driver).connect() as connection, AsyncSession(connection) as into:
+            storage = SqlAlchemySagaStorage(async_sessionmaker(bind=connection))
+            saga_id = uuid4()
+            await storage.create_saga(saga_id, "order", {})
+            run = storage.run(saga_id)
+            await run.update_status(saga_id, SagaStatus.RUNNING)
+            for call in (
+                lambda: storage.wait_for_saga(saga_id, timedelta(seconds=10)),
+                lambda: storage.begin_archive(uuid4(), uri=None, by="me"),
+                lambda: run.commit(into=into),
+            ):
+                with pytest.raises(InvalidSagaDataError, match=r"bind|into"):
+                    await call()
+            for open_ in (
+                lambda: storage.run(saga_id, owner="me", lease=timedelta(hours=1), renew=True),
+                lambda: storage.archiving(by="me"),
+                storage.snapshot,
+            ):
+                with pytest.raises(InvalidSagaDataError, match=r"bind|renew"):
+                    open_()
+
     async def test_two_storages_on_one_session_take_turns(self, make_engine: MakeEngine, driver: str) -> None:
         async with AsyncSession(make_engine(driver)) as session:
             storages = [SqlAlchemySagaStorage(session), SqlAlchemySagaStorage(session)]
