@@ -120,6 +120,22 @@ class TestLease:
         assert (saga.status, saga.lease_owner, saga.recovery_attempts) == (SagaStatus.COMPLETED, None, 0)
         assert world.calls == ["act Reserve", "act Charge", "act Ship"]
 
+    async def test_an_expired_lease_keeps_nobody_from_counting(
+        self, storage: SagaStorage, new_storage: Callable[[], SagaStorage]
+    ) -> None:
+        """An attempt on what a process has left behind is counted; on what it is working on it is refused."""
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "SlowSaga", {})
+        ours = CqrsSagaStorage(new_storage(), lease=LEASE, owner="second")
+        async with storage.run(saga_id, owner="first", lease=LEASE):
+            with pytest.raises(SagaLeasedError):
+                await ours.increment_recovery_attempts(saga_id)
+        await storage.run(saga_id, owner="first", lease=timedelta(milliseconds=1)).__aenter__()  # and it dies
+        await asyncio.sleep(0.05)
+        assert (await storage.get_saga(saga_id)).lease_owner == "first"
+        await ours.increment_recovery_attempts(saga_id)
+        assert (await storage.get_saga(saga_id)).recovery_attempts == 1
+
     async def test_it_is_renewed_while_a_step_takes_longer(self, storage: SagaStorage, world: SlowWorld) -> None:
         saga_id = uuid4()
         adapter = CqrsSagaStorage(storage, lease=timedelta(seconds=0.6))

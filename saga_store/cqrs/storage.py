@@ -18,6 +18,7 @@ from saga_store.interface import ICheckpointStorage
 from saga_store.model import (
     Checkpoint,
     Context,
+    SagaExecution,
     SagaStatus,
 )
 from saga_store.run import SagaRun
@@ -109,7 +110,7 @@ class CqrsSagaStorage(EngineCalls, CqrsStorage):
         with ENGINE_ERRORS:
             while True:
                 saga = await self._storage.get_saga(saga_id)
-                if self._lease and saga.lease_owner not in {None, self._lease.owner} and saga.lease_expires_at:
+                if saga.lease_expires_at and await self._is_anothers(saga):
                     # The engine would count an attempt, and call FAILED what somebody else is working on.
                     raise SagaLeasedError(saga_id, saga.lease_owner or "", saga.lease_expires_at)
                 attempt = Checkpoint(
@@ -119,6 +120,13 @@ class CqrsSagaStorage(EngineCalls, CqrsStorage):
                 with suppress(SagaConcurrencyError):
                     await self._storage.save(attempt)
                     return
+
+    async def _is_anothers(self, saga: SagaExecution) -> bool:
+        """Whether somebody else holds a lease on it that hasn't expired, by the storage's clock."""
+        if self._lease is None or saga.lease_owner in {None, self._lease.owner}:
+            return False
+        assert isinstance(self._storage, SagaStorage)  # noqa: S101 - see _valid_lease
+        return await self._storage._is_held(saga.id, saga.lease_owner or "", saga.version)  # noqa: SLF001 - of this package
 
     async def set_recovery_attempts(self, saga_id: UUID, attempts: int) -> None:
         with ENGINE_ERRORS:
