@@ -236,12 +236,12 @@ class MemorySession:
             raise SagaNotFoundError(saga_id)
         await self._lock(saga_id)
         row = self._row(saga_id)
+        if row is not None and row.archived_at is not None:
+            raise self._database.archived(row)
         if row is not None:
             settlement.check_version(row.version)
         doubts = in_doubt(self._history(saga_id))
         started = next((entry for entry in doubts if entry.id == settlement.entry_id), None)
-        if row is not None and row.archived_at is not None:
-            raise self._database.archived(row)
         if row is None or started is None:
             raise settlement.refusal()
         lane = started.step_name, started.action

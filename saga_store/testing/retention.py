@@ -238,6 +238,9 @@ _WRITES: dict[str, Callable[[RetentiveStorage, UUID], Awaitable[object]]] = {
     "reset_recovery_attempts": lambda storage, saga_id: storage.reset_recovery_attempts(saga_id, **_WHO),
     "break_lease": lambda storage, saga_id: storage.break_lease(saga_id, **_WHO),
     "settle_step": lambda storage, saga_id: storage.settle_step(saga_id, 1, SagaStepStatus.FAILED, **_WHO),
+    "settle_step at another": lambda storage, saga_id: storage.settle_step(
+        saga_id, 1, SagaStepStatus.FAILED, expected_version=7, **_WHO
+    ),
     "hold_saga": lambda storage, saga_id: storage.hold_saga(saga_id, **_WHO),
     "release_saga": lambda storage, saga_id: storage.release_saga(saga_id, **_WHO),
 }
