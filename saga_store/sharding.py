@@ -103,6 +103,15 @@ class ShardedSagaStorage(ShardedRetention, SagaStorage):
         """
         return await self._set.reach()
 
+    async def on_shard(self, index: int, work: Callable[[SagaStorage], Awaitable[_T]]) -> _T:
+        """Do something on one shard, by its place in the list, once it is known to be what it should be.
+
+        Raises:
+            ShardingError: It isn't.
+            StorageUnavailableError: It can't be reached.
+        """
+        return await self._set.on(index, work)
+
     def shard_of(self, saga_id: UUID) -> int:
         """Return in which shard a saga lives, by its place in the list, whether the saga is there or not.
 

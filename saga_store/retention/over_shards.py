@@ -57,7 +57,7 @@ async def each_shard(
     for number, place in enumerate(left):
         share = share_of(max_seconds, len(left), passed=time.monotonic() - began, done=number)
         try:
-            done.append(await work(storage.shards[place], share))
+            done.append(await storage.on_shard(place, _within(share, work)))
         except InvalidSagaDataError:
             raise
         except SagaStoreError as exc:
@@ -65,3 +65,9 @@ async def each_shard(
     if not done:
         raise failed[min(failed)]
     return done, failed
+
+
+def _within(
+    seconds: float | None, work: Callable[[IRetentionStorage, float | None], Awaitable[_T]]
+) -> Callable[[IRetentionStorage], Awaitable[_T]]:
+    return lambda shard: work(shard, seconds)

@@ -36,6 +36,7 @@ from saga_store.retention import (
 )
 from saga_store.retention.over_shards import each_shard
 from saga_store.retention_model import Restored
+from saga_store.retention_storage import Hold
 from saga_store.shard_records import ShardState
 from saga_store.sharding import ShardedSagaStorage
 from saga_store.sqlalchemy import SqlAlchemySagaStorage
@@ -56,6 +57,13 @@ class Away(MemorySagaStorage):
 
     is_away = False
     error: SagaStoreError = StorageUnavailableError("the server is down\nsays libpq", "57P03")
+
+    def come_back_as(self, database: MemoryDatabase) -> None:
+        self._bind, self.is_away = database, False
+
+    async def _hold(self, hold: Hold) -> None:
+        self._look()
+        await super()._hold(hold)
 
     @property
     def stubs(self) -> int:
@@ -244,6 +252,29 @@ class TestLibrary:
         assert shares == pytest.approx([4.5e6, 9e6], rel=1e-4)
         assert list(failed) == [DOWN]
         assert (await each_shard(made_of(*parts), shown, None))[0] == [None, None]
+
+    async def test_a_shard_that_comes_back_as_another_is_left_alone(self, parts: list[Away], tmp_path: Path) -> None:
+        """Also if archiving the one before took so long that it wasn't there when its turn came, or met that itself."""
+        storage = made_of(*parts)
+
+        async def lose(shard: object, _: float | None) -> None:
+            if shard is parts[0]:
+                parts[DOWN].is_away = True
+                with pytest.raises(StorageUnavailableError):
+                    await storage.hold_saga(IDS[DOWN][0], by="ann", reason="told so")
+                parts[DOWN].come_back_as(MemoryDatabase())
+            elif shard is parts[2]:
+                raise StorageUnavailableError("the server is down")
+            else:
+                raise AssertionError
+
+        _, failed = await each_shard(storage, lose, None)
+        assert [type(error) for error in failed.values()] == [ShardingError, StorageUnavailableError]
+        parts[2].come_back_as(MemoryDatabase())
+        with pytest.raises(ShardingError, match="storage 2 records nothing"):
+            await storage.get_saga(IDS[2][0])
+        with pytest.raises(ShardingError, match="storage 1 records nothing"):
+            await archive(storage, str(tmp_path), EVERYTHING)
 
     async def test_what_else_there_is_names_the_remedy(self, parts: list[Away]) -> None:
         """A ledger is a shard's own."""
