@@ -105,6 +105,19 @@ class TestShowing:
         }
         assert command("stuck", "--name", "none")[:2] == (Exit.DONE, "nothing is stuck\n")
 
+    def test_stuck_with_what_is_in_doubt(self, command: Command, sagas: dict[str, UUID]) -> None:
+        """A saga that has failed with a step in doubt needs somebody, as the metric and the pages have it."""
+        saga_id = str(sagas["doubtful"])
+        assert command("give-up", saga_id, "--reason", "lost", "--by", "alice")[0] == Exit.DONE
+        code, out, _ = command("stuck", "--name", "order")
+        assert (code, "1 saga needs attention" in out, saga_id[:8] in out) == (Exit.ATTENTION, True, True)
+        [group] = facts(command, "stuck", "--name", "order", "--status", "FAILED")["groups"]
+        assert (group["condition"], group["in_doubt"], group["examples"]) == ("finished", 1, [saga_id])
+        assert command("stuck", "--name", "order", "--status", "RUNNING")[0] == Exit.DONE
+        settled = ("settle", saga_id, "--status", "FAILED", "--reason", "never arrived", "--by", "alice")
+        assert command(*settled)[0] == Exit.DONE
+        assert command("stuck", "--name", "order")[0] == Exit.DONE
+
     def test_show(self, command: Command, sagas: dict[str, UUID]) -> None:
         """A saga by its id's first digits, with its attempts."""
         code, out, _ = command("show", sagas["failing"].hex[:8])

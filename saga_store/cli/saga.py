@@ -26,6 +26,7 @@ from saga_store.cli.shards import ALL_AT_ONCE, add_shards
 from saga_store.cli.storages import missing_of
 from saga_store.cli.verbs import Verbs, duration
 from saga_store.inspection import SagaCondition, SagaGroup
+from saga_store.model import SagaStatus
 from saga_store.storage import SagaStorage
 from saga_store.telling import ATTENTION
 from saga_store.validation import valid_count
@@ -97,9 +98,11 @@ async def _stuck(storage: SagaStorage, given: argparse.Namespace, output: Output
     # A worker that hangs may go on renewing its lease.
     silent = max(asked.silent_for or timedelta(), asked.stale_after)
     hung = replace(asked, conditions=(SagaCondition.HELD,), silent_for=silent)
+    # What was given up, or undone, while a step was in doubt: nobody works on it any more, but somebody has to look.
+    doubtful = replace(asked, conditions=(), statuses=(SagaStatus.FAILED,), in_doubt=True)
     groups: list[SagaGroup] = []
     missing: set[int] = set()
-    for each in (asked, hung):
+    for each in (asked, hung, doubtful) if SagaStatus.FAILED in (asked.statuses or SagaStatus) else (asked, hung):
         groups += await storage.group_sagas(each, limit=_ALL_GROUPS)
         missing |= missing_of(storage).keys()
         output.lacks(storage, missing)
