@@ -1,6 +1,7 @@
 """The verbs with which a person intervenes: on one saga, on those of a plan, and on one that a worker is at."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -177,6 +178,8 @@ class TestOneSaga:
         code, _, err = command("give-up", str(saga_id), *WHY, "--expected-version", "7")
         assert (code, statuses(admin, [saga_id])) == (Exit.REFUSED, ["RUNNING"])
         assert "at version 1, not at the expected version 7" in err
+        refused = command("give-up", str(saga_id), *WHY, "--expected-version", "7", "--dry-run")
+        assert refused == (Exit.REFUSED, "", err)
         assert command("give-up", str(saga_id), *WHY, "--expected-version", "1")[0] == Exit.DONE
 
     def test_a_broken_row(self, command: Command, make: Make, admin: psycopg.Connection) -> None:
@@ -505,6 +508,67 @@ class TestPlans:
         del ids[2]
         assert statuses(admin, ids) == ["RUNNING", "RUNNING", "FAILED", "RUNNING"]
         assert command("give-up", "--plan", str(tmp_path / "lines"), *WHY, "--yes")[0] == Exit.REFUSED
+
+    def test_a_plan_is_for_what_it_was_made_for(
+        self, command: Command, make: Make, admin: psycopg.Connection, tmp_path: Path
+    ) -> None:
+        """Another verb, another end of a step, and a plan that doesn't say are refused, and nothing is written."""
+        [saga_id] = make(1, recovery_attempts=5, steps=[STARTED])
+        before, path = rows(admin), tmp_path / "plan"
+        _, out, _ = command("settle", "--name", "order", "--status", "FAILED", *WHY, "--dry-run", "--json")
+        path.write_text(out)
+        [planned] = json.loads(out)["plan"]
+        assert (planned["verb"], planned["step_status"], planned["settled"]) == ("settle", "FAILED", False)
+        assert (planned["status"], planned["outcome"], planned["message"]) == ("RUNNING", "planned", None)
+        for line in (
+            ("give-up",),
+            ("retry", "--repeatable"),
+            ("settle", "--status", "COMPLETED"),
+            ("hold",),
+        ):
+            code, out, err = command(*line, "--plan", str(path), *WHY, "--yes")
+            assert (code, out, err.count("\n"), rows(admin)) == (Exit.USAGE, "", 1, before)
+        del planned["verb"]
+        (tmp_path / "old").write_text(json.dumps(planned))
+        again = ("settle", "--status", "FAILED", *WHY, "--yes", "--json", "--plan")
+        assert command(*again, str(tmp_path / "old"))[0] == Exit.USAGE
+        code, out, _ = command(*again, str(path))
+        [result] = json.loads(out)["results"]
+        assert (code, result["settled"], result["step_status"], result["status"]) == (0, True, "FAILED", "RUNNING")
+        assert result["saga_id"] == str(saga_id)
+
+    @pytest.mark.parametrize("spelled", ["as it is", "indented", "its list", "a line each"])
+    def test_a_plan_of_one_saga(self, command: Command, make: Make, tmp_path: Path, spelled: str) -> None:
+        """A dry run with an id is a plan, too, however its JSON was spelled since; what it says is what others say."""
+        [saga_id] = make(1, recovery_attempts=5, steps=[LogStep("pay", "act", SagaStepStatus.FAILED)])
+        _, out, _ = command("retry", str(saga_id), *WHY, "--dry-run", "--json")
+        planned = json.loads(out)
+        assert planned["last_entry_id"] > 0
+        assert (planned["version"], planned["outcome"], planned["message"]) == (1, "planned", None)
+        if spelled != "as it is":
+            _, out, _ = command("retry", "--name", "order", *WHY, "--dry-run", "--json")
+            assert json.loads(out)["plan"] == [planned]
+        if spelled == "a line each":
+            _, out, _ = command("retry", "--name", "order", *WHY, "--dry-run", "--ndjson")
+        (tmp_path / "plan").write_text(
+            {
+                "indented": lambda: json.dumps(json.loads(out), indent=2),
+                "its list": lambda: json.dumps(json.loads(out)["plan"], indent=2),
+            }.get(spelled, lambda: out)()
+        )
+        code, out, _ = command("retry", "--plan", str(tmp_path / "plan"), *WHY, "--yes", "--json")
+        assert (code, json.loads(out)["counts"]) == (Exit.DONE, {"done": 1})
+
+    def test_an_empty_plan(self, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where a plan was to be is nothing, which isn't a plan of nothing."""
+        (tmp_path / "plan").write_text("\n")
+        monkeypatch.setattr("sys.stdin", io.StringIO(""))
+        for name in (str(tmp_path / "plan"), "-"):
+            code, out, err = command("give-up", "--plan", name, *WHY, "--yes")
+            assert (code, out, "is empty" in err) == (Exit.USAGE, "", True)
+        _, out, _ = command("give-up", "--name", "none", *WHY, "--dry-run", "--json")
+        (tmp_path / "plan").write_text(out)
+        assert command("give-up", "--plan", str(tmp_path / "plan"), *WHY, "--yes")[0] == Exit.DONE
 
     @pytest.mark.parametrize("plan", ["no JSON", "7", '{"saga_id": 7}', '{"plan": [{"saga_id": "x", "version": 1}]}'])
     def test_what_is_no_plan(self, command: Command, tmp_path: Path, plan: str) -> None:

@@ -36,7 +36,7 @@ from saga_store.inspection import INTERVENTION, SagaPage, SagaQuery, SagaSummary
 from saga_store.model import UNFINISHED
 from saga_store.sharding import ShardedSagaStorage
 from saga_store.storage import SagaStorage
-from saga_store.validation import valid_count, valid_name, valid_text
+from saga_store.validation import valid_count, valid_name, valid_text, valid_version
 
 _PAGE = 1000
 # What is known by these was refused for what the saga has become; all else is about what was given.
@@ -73,10 +73,15 @@ class Deed(abc.ABC):
     @abc.abstractmethod
     async def do(self, storage: SagaStorage, planned: Planned, given: argparse.Namespace) -> None: ...
 
-    def facts(self, given: argparse.Namespace) -> dict[str, Any]:
-        """Return what a machine is told besides which saga it was done to."""
+    def bound(self, given: argparse.Namespace) -> dict[str, Any]:
+        """Return what a plan is for: what is to be done to its sagas, and nothing else."""
         del given
-        return {}
+        return {"verb": self.verb}
+
+    def facts(self, given: argparse.Namespace, outcome: str) -> dict[str, Any]:
+        """Return what a machine is told besides which saga it was done to."""
+        del outcome
+        return self.bound(given)
 
     def described(self, planned: Planned, given: argparse.Namespace) -> str:
         """Return what was done to one saga, or would be."""
@@ -88,7 +93,7 @@ class Deed(abc.ABC):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of it: done, changed (since the plan), refused, unknown, failed, or not tried."""
+    """What came of it: done, changed (since the plan), refused, unknown, failed, or not tried; before that: planned."""
 
     planned: Planned
     outcome: str
@@ -131,22 +136,30 @@ class Intervene:
         found = await self._find(storage, given)
         if isinstance(found, str):
             return console.fail(ValueError(found), Exit.REFUSED)
-        planned = replace(found, expected_version=given.expected_version)
-        if not given.dry_run:
-            try:
-                await self._deed.do(storage, planned, given)
-            except asyncio.CancelledError:
-                facts = planned.facts() | self._deed.facts(given) | {"outcome": "unknown", "message": _INTERRUPTED}
-                output.done([line(cell(f"saga {planned.saga_id}: {_INTERRUPTED}", "bad"))], facts)
-                raise
-            except SagaConcurrencyError as exc:
-                return console.fail(exc, Exit.REFUSED)
-            except InvalidSagaDataError as exc:
-                return console.fail(exc, Exit.REFUSED if exc.field in _ABOUT_THE_SAGA else Exit.USAGE)
-        done = self._deed.described(planned, given)
-        facts = planned.facts() | {"outcome": "planned" if given.dry_run else "done"} | self._deed.facts(given)
-        output.done([line(done)], facts)
+        planned = as_seen(found, found.saga) if found.saga else found
+        expected = valid_version(given.expected_version)
+        if given.dry_run and found.saga and expected not in {None, found.saga.version}:
+            changed = SagaConcurrencyError(planned.saga_id, expected or 0, found.saga.version)
+            return console.fail(changed, Exit.REFUSED)
+        try:
+            if not given.dry_run:
+                await self._deed.do(storage, replace(planned, expected_version=expected), given)
+        except asyncio.CancelledError:
+            facts = self._facts(Result(planned, "unknown", _INTERRUPTED), given)
+            output.done([line(cell(f"saga {planned.saga_id}: {_INTERRUPTED}", "bad"))], facts)
+            raise
+        except SagaConcurrencyError as exc:
+            return console.fail(exc, Exit.REFUSED)
+        except InvalidSagaDataError as exc:
+            return console.fail(exc, Exit.REFUSED if exc.field in _ABOUT_THE_SAGA else Exit.USAGE)
+        facts = self._facts(Result(planned, "planned" if given.dry_run else "done"), given)
+        output.done([line(self._deed.described(planned, given))], facts)
         return Exit.DONE
+
+    def _facts(self, result: Result, given: argparse.Namespace) -> dict[str, Any]:
+        """Return what a machine is told of one saga: in a plan, in results, and by itself."""
+        facts = result.planned.facts() | self._deed.facts(given, result.outcome)
+        return facts | {"outcome": result.outcome, "message": result.message}
 
     async def _find(self, storage: SagaStorage, given: argparse.Namespace) -> Planned | str:
         try:
@@ -169,7 +182,7 @@ class Intervene:
                 f"more than {given.max} sagas are asked for, so nothing was written: narrow the filters, or say --max"
             )
             return output.console.fail(ValueError(refusal), Exit.REFUSED)
-        planned = [each.facts() for each in plan.planned]
+        planned = [self._facts(Result(each, "planned"), given) for each in plan.planned]
         facts = {"plan": planned, "count": count, "left_out": dict(plan.left_out), "missing": sorted(plan.missing)}
         if not count or given.dry_run:
             said = f"{self._asks(count)}: not done, for this is a dry run" if count else "nothing to do"
@@ -205,7 +218,7 @@ class Intervene:
     async def _made_before(self, storage: SagaStorage, given: argparse.Namespace, output: Output) -> Plan:
         """Return the plan that an earlier dry run has made, with the sagas as they are now, for a person to see."""
         plan = Plan()
-        for planned in read_plan(given.plan):
+        for planned in read_plan(given.plan, self._deed.bound(given)):
             try:
                 page = await storage.find_sagas(SagaQuery(id_prefix=planned.saga_id.hex), limit=1)
                 plan.planned.append(replace(planned, saga=page.sagas[0] if page.sagas else None))
@@ -295,10 +308,7 @@ class Intervene:
     def _report(self, plan: Plan, results: list[Result], given: argparse.Namespace, output: Output) -> Exit:
         results += [Result(planned, "not tried") for planned in plan.planned[len(results) :]]
         counts = Counter(result.outcome for result in results)
-        facts = [
-            {**result.planned.facts(), **self._deed.facts(given), "outcome": result.outcome, "message": result.message}
-            for result in results
-        ]
+        facts = [self._facts(result, given) for result in results]
         others = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if outcome != "done")
         summary = f"{counts['done']} of {_sagas(len(results))}: {self._deed.done}" + (f"; {others}" if others else "")
         blocks: list[Block] = [_table(results), line(), line(cell(summary, "strong" if not others else "warning"))]

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,22 +61,17 @@ def as_seen(planned: Planned, saga: SagaSummary) -> Planned:
     return replace(planned, expected_version=saga.version, last_entry_id=last)
 
 
-def read_plan(name: str) -> Iterator[Planned]:
+def read_plan(name: str, bound: Mapping[str, Any]) -> Iterator[Planned]:
     """Read what a dry run has printed with ``--json`` or ``--ndjson``, from a file or, as ``-``, from stdin.
 
+    Args:
+        name: The file's name.
+        bound: What is to be done: a plan that was made for anything else isn't carried out.
+
     Raises:
-        InvalidSagaDataError: It can't be read, or is no plan.
+        InvalidSagaDataError: It can't be read, is no plan, or is one for something else.
     """
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        found = [json.loads(each) for each in text.splitlines() if each.strip()]
-    except OSError as exc:
-        raise InvalidSagaDataError("plan", f"can't be read: {name}: {exc.strerror}") from exc
-    except (ValueError, RecursionError) as exc:
-        raise InvalidSagaDataError("plan", f"is no JSON: {name}: {exc}") from exc
-    if len(found) == 1 and isinstance(found[0], dict) and isinstance(found[0].get("plan"), list):
-        found = found[0]["plan"]
-    for number, one in enumerate(found, 1):
+    for number, one in enumerate(_items(name), 1):
         try:
             planned = Planned(
                 UUID(one["saga_id"]),
@@ -89,4 +84,30 @@ def read_plan(name: str) -> Iterator[Planned]:
             raise InvalidSagaDataError("plan", f"has something else in place of saga {number}: {name}") from exc
         if planned.expected_version is None:
             raise InvalidSagaDataError("plan", f"says no version of saga {number}: {name}")
+        for what, wanted in bound.items():
+            if one.get(what) != wanted:
+                problem = f"is for another {what} than {wanted}, or doesn't say for which: {one.get(what)!r:.60}"
+                raise InvalidSagaDataError("plan", f"{problem}, of saga {number}: {name}")
         yield planned
+
+
+def _items(name: str) -> list[Any]:
+    """Return what stands in a plan: one JSON text, in lines or not, or one a line."""
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except OSError as exc:
+        raise InvalidSagaDataError("plan", f"can't be read: {name}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise InvalidSagaDataError("plan", f"is no text in UTF-8: {name}: {exc}") from exc
+    if not text.strip():
+        raise InvalidSagaDataError("plan", f"is empty: {name}")
+    try:
+        try:
+            found = json.loads(text)
+        except ValueError:
+            return [json.loads(each) for each in text.splitlines() if each.strip()]
+    except (ValueError, RecursionError) as exc:
+        raise InvalidSagaDataError("plan", f"is no JSON: {name}: {exc}") from exc
+    if isinstance(found, dict) and isinstance(found.get("plan"), list):
+        found = found["plan"]
+    return found if isinstance(found, list) else [found]

@@ -190,8 +190,11 @@ class Settle(Deed):
             expected_version=planned.expected_version,
         )
 
-    def facts(self, given: argparse.Namespace) -> dict[str, Any]:
-        return {"status": given.outcome, "settled": not given.dry_run}
+    def bound(self, given: argparse.Namespace) -> dict[str, Any]:
+        return super().bound(given) | {"step_status": given.outcome}
+
+    def facts(self, given: argparse.Namespace, outcome: str) -> dict[str, Any]:
+        return super().facts(given, outcome) | {"settled": outcome == "done"}
 
     def described(self, planned: Planned, given: argparse.Namespace) -> str:
         verb = "would settle" if given.dry_run else "settled"
