@@ -57,9 +57,17 @@ def duration(lasted: timedelta) -> str:
     return " ".join(part for part in parts[:2] if not part.startswith("0"))
 
 
+def in_zone(moment: datetime, zone: tzinfo | None) -> datetime:
+    """Return the moment in a zone, None being the local one; in UTC where that has no such time, as before year 1."""
+    try:
+        return moment.astimezone(zone)
+    except (OverflowError, ValueError, OSError):
+        return moment.astimezone(UTC)
+
+
 def instant(moment: datetime, now: datetime, zone: tzinfo | None = UTC) -> str:
     """Return the time of day, and the date before it unless that is today; None is the local zone."""
-    there, today = moment.astimezone(zone), now.astimezone(zone).date()
+    there, today = in_zone(moment, zone), in_zone(now, zone).date()
     return there.strftime("%H:%M:%S" if there.date() == today else "%Y-%m-%d %H:%M:%S")
 
 

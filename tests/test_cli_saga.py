@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shlex
+import time
 import unicodedata
 from collections.abc import Callable
 from datetime import timedelta
@@ -92,6 +93,40 @@ class TestShowing:
         first = facts(command, "list", "--limit", "3")
         assert len(facts(command, "list", "--limit", "3", "--after", first["after"])["sagas"]) == 1
         assert f"--after {first['after']}" in command("list", "--limit", "3")[1]
+
+    def test_lines_tell_what_no_page_could_read(
+        self, command: Command, sagas: dict[str, UUID], admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of all pages, and not just of the last."""
+        monkeypatch.setattr("saga_store.cli.saga._LONGEST_PAGE", 1)
+        newest = sagas["hostile"]
+        admin.execute("UPDATE saga_executions SET updated_at = 'infinity' WHERE id = %s", [newest])
+        code, out, err = command("list", "--ndjson")
+        assert (code, len(out.splitlines()), f"can't be read: {newest}" in err) == (Exit.DONE, 3, True)
+        log = (
+            "INSERT INTO saga_logs (saga_id, step_name, action, status, created_at) "
+            "VALUES (%s, 'saga_store.break_lease', 'act', 'COMPLETED', %s) RETURNING id"
+        )
+        _, [entry_id] = (admin.execute(log, [newest, when]).fetchall()[0] for when in ("now", "infinity"))
+        code, out, err = command("interventions", "--ndjson")
+        assert (code, len(out.splitlines()), f"can't be read: {entry_id}" in err) == (Exit.DONE, 1, True)
+
+    def test_a_time_that_the_local_zone_has_not(
+        self, command: Command, sagas: dict[str, UUID], admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Is told in UTC: of what is created when time begins, west of there."""
+        admin.execute("UPDATE saga_executions SET created_at = '0001-01-01 00:00+00'")
+        admin.execute("UPDATE saga_logs SET created_at = '0001-01-01 00:00+00'")
+        monkeypatch.setenv("TZ", "America/New_York")
+        time.tzset()
+        try:
+            for line in (("list",), ("show", str(sagas["doubtful"])), ("show", str(sagas["failing"])), ("stuck",)):
+                code, out, _ = command(*line, "--local")
+                assert code in {Exit.DONE, Exit.ATTENTION}
+                assert out
+        finally:
+            monkeypatch.undo()
+            time.tzset()
 
     def test_stuck(self, command: Command) -> None:
         """Groups by reason; the exit code says whether there are any."""

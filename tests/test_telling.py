@@ -27,6 +27,7 @@ from saga_store.telling import (
     headline,
     hint,
     histogram,
+    in_zone,
     instant,
     lanes,
     outcome,
@@ -82,6 +83,15 @@ def summary(
 
 def told(saga: SagaSummary, *entries: SagaLogEntry) -> str:
     return verdict(saga, fold_history(entries, NOW, held=saga.condition is SagaCondition.HELD), NOW)
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_zone_without_that_time(hours: int) -> None:
+    """There is always something to tell: UTC has every time that a saga can have."""
+    zone = timezone(timedelta(hours=hours))
+    for moment in (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)):
+        assert in_zone(moment, zone) == moment
+        assert instant(moment, NOW, zone)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from saga_store.cli import saga_follow, saga_verbs, sagas_shown
 from saga_store.cli.blocks import Verbatim, line
@@ -77,14 +78,19 @@ async def _list(storage: SagaStorage, given: argparse.Namespace, output: Output)
     asked, zone = query(given), zone_of(given)
     if output.in_lines and (given.limit is None or given.limit > 0):
         left, after = given.limit, given.after
+        unreadable = list[UUID]()
+        is_partial = False
         while True:
             size = _LONGEST_PAGE if left is None else min(left, _LONGEST_PAGE)
             page = await storage.find_sagas(asked, limit=size, after=after)
             output.console.lines(sagas_shown.each(page.sagas))
             output.lacks(storage, page.missing)
+            unreadable += page.unreadable
+            is_partial = is_partial or page.is_partial
             left, after = None if left is None else left - size, page.after
             if after is None or left == 0:
-                output.note(sagas_shown.notes(replace(page, missing=()), zone))
+                told = replace(page, missing=(), unreadable=tuple(unreadable), is_partial=is_partial)
+                output.note(sagas_shown.notes(told, zone))
                 return output.code(Exit.DONE)
     page = await storage.find_sagas(asked, limit=_PAGE if given.limit is None else given.limit, after=given.after)
     output.lacks(storage, page.missing)
@@ -162,15 +168,18 @@ async def _stats(storage: SagaStorage, given: argparse.Namespace, output: Output
 
 async def _interventions(storage: SagaStorage, given: argparse.Namespace, output: Output) -> Exit:
     since, after, left = time_of(given.since, local=given.local), given.after, given.limit
+    unreadable = list[int]()
     if output.in_lines and (left is None or left > 0):
         while True:
             size = _LONGEST_PAGE if left is None else min(left, _LONGEST_PAGE)
             page = await storage.find_interventions(since=since, by=given.by, limit=size, after=after)
             output.console.lines(sagas_shown.each(page.interventions))
             output.lacks(storage, page.missing)
+            unreadable += page.unreadable
             left, after = None if left is None else left - size, page.after
             if after is None or left == 0:
-                output.note(sagas_shown.notes_on_interventions(replace(page, missing=())))
+                told = replace(page, missing=(), unreadable=tuple(unreadable))
+                output.note(sagas_shown.notes_on_interventions(told))
                 return output.code(Exit.DONE)
     page = await storage.find_interventions(
         since=since, by=given.by, limit=_PAGE if left is None else left, after=after

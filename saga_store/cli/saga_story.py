@@ -181,7 +181,7 @@ def _is_silent(saga: SagaSummary) -> bool:
 def _timeline(attempts: Sequence[StepAttempt], now: datetime, zone: tzinfo | None, *, silent: bool) -> Table:
     pieces = telling.stretches(attempts, now if silent or _is_open(attempts) else _end(attempts, now))
     began = pieces[0].began if pieces else now
-    days = {(one.started or one.ended or now).astimezone(zone).date() for one in attempts}
+    days = {telling.in_zone(one.started or one.ended or now, zone).date() for one in attempts}
     scale = _Scale(pieces, "%H:%M:%S" if len(days) == 1 else "%m-%d %H:%M:%S")
     columns = (
         Column("BEGAN", least=8),
@@ -222,7 +222,7 @@ def _attempt(  # noqa: PLR0913, PLR0917 - an attempt, and how to tell it
     said = _said(one)
     return Row(
         (
-            cell(at.astimezone(zone).strftime(scale.clock), "dim"),
+            cell(telling.in_zone(at, zone).strftime(scale.clock), "dim"),
             cell(f"+{telling.duration(after)}", "dim"),
             name,
             cell("" if telling.is_intervention(one) else outcome, kind),

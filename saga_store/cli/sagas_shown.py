@@ -321,7 +321,7 @@ def change(entry: SagaLogEntry, zone: tzinfo | None) -> Line:
 
 
 def moment(when: datetime, zone: tzinfo | None) -> str:
-    return when.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S" + (" %z" if zone is None else "Z"))
+    return telling.in_zone(when, zone).strftime("%Y-%m-%d %H:%M:%S" + (" %z" if zone is None else "Z"))
 
 
 def step(name: str | None, action: StepAction | None, kind: str) -> Cell:
