@@ -192,11 +192,12 @@ def giving_back(pooled: PoolProxiedConnection) -> Iterator[None]:
     except BaseException as failure:
         record = fairy._connection_record  # noqa: SLF001
         if record is not None:  # else the pool has it back
+            # Nothing may give it back once more, when somebody else has it.
+            fairy._connection_record = fairy.dbapi_connection = record.fairy_ref = None  # noqa: SLF001
             with suppress(Exception):
                 try:
                     record.invalidate(failure)
                 finally:
-                    record.fairy_ref = None
                     pool._return_conn(record)  # noqa: SLF001
         if not isinstance(failure, Exception):
             raise

@@ -18,7 +18,7 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy import Connection, Engine, event, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, StaticPool
 from sqlalchemy.sql import Delete, Insert, Update
 
 from saga_store import (
@@ -397,6 +397,25 @@ class TestListenersThatFail:
             await storage.hold_saga(saga_id, by="ann", reason="later")
         assert len(await storage.get_step_history(saga_id)) == 3
         assert (await storage.get_figures()).unfinished
+
+    async def test_a_connection_is_given_back_once(self, database: Database, engine: AsyncEngine) -> None:
+        """Also if it was lost in a transaction of the caller's, who leaves that when somebody else has its place."""
+        storage = SqlAlchemySagaStorage(engine)
+        saga_id = uuid4()
+        await storage.create_saga(saga_id, "order", {})
+        with psycopg.connect(database.url()) as other:
+            other.execute("LOCK TABLE saga_logs")
+            async with engine.connect() as connection:
+                joined = SqlAlchemySagaStorage(connection)
+                holding = asyncio.create_task(joined.hold_saga(saga_id, by="ann", reason="later"))
+                await until_blocked(database)
+                holding.cancel()
+                await asyncio.wait([holding])
+                next_one = asyncio.create_task(storage.hold_saga(saga_id, by="bob", reason="later"))
+                await until_blocked(database)
+            assert isinstance(engine.pool, QueuePool)
+            assert engine.pool.checkedout() == 1
+        await next_one
 
     @pytest.mark.parametrize("moment", ["checkin", "invalidate"])
     async def test_what_is_refused_or_cut_short_is_told_as_that(
