@@ -35,6 +35,7 @@ Who else is there:
 """
 
 import asyncio
+import logging
 import os
 import random
 import re
@@ -474,7 +475,7 @@ class TestWorker:
             for saga_id in saga_ids:
                 await storage.wait_for_saga(saga_id, HOUR)
         assert most == 3
-        assert of_worker(caplog) == []
+        assert not [record for record in of_worker(caplog) if record.levelno > logging.INFO]
 
     async def test_a_claim_that_finds_nothing_keeps_nobody_from_taking(self, clock: Clock) -> None:
         storage = SlowToClaim(MemoryDatabase(clock=clock))

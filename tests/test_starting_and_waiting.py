@@ -10,7 +10,8 @@ it is there                                            what it has come to, by a
 another transaction is creating it                     whichever it is once that has ended
 the answer to the creation got lost                    created: the row remembers whose write it was
 the same, and others have written since                created: the row remembers the last few
-it was archived                                        SagaArchivedError, which names the archive
+it was archived                                        InvalidSagaDataError,
+    SagaArchivedError, which names the archive
 it was a stub, and is forgotten meanwhile              created
 it is there, and reads lead where it isn't yet         SagaAlreadyExistsError
 =====================================================  =========================================================
@@ -32,6 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from saga_store import (
+    InvalidSagaDataError,
     MemoryDatabase,
     MemorySagaStorage,
     SagaAlreadyExistsError,
@@ -356,10 +358,10 @@ class TestWaiting:
         assert [saga.id for saga in await asyncio.gather(*waiting)] == saga_ids
 
     async def test_a_sessionmaker_on_a_connection(self, engine: AsyncEngine) -> None:
-        """A sessionmaker that is bound to a connection waits in that connection's transaction."""
+        """It joins that connection's transaction, which would be open for as long as the wait."""
         async with engine.connect() as connection:
             storage = SqlAlchemySagaStorage(async_sessionmaker(connection))
             [saga_id] = await new_sagas(storage, 1)
-            [waiting] = await begin_to_wait(storage, [saga_id])
-            await storage.update_status(saga_id, SagaStatus.COMPLETED)
-            assert (await waiting).status is SagaStatus.COMPLETED
+            with pytest.raises(InvalidSagaDataError, match="commits its own calls") as refused:
+                await storage.wait_for_saga(saga_id, timedelta(seconds=30))
+            assert refused.value.field == "bind"
