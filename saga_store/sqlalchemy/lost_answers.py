@@ -133,7 +133,9 @@ def _judge(refused: _Sent, version: int, recent: Sequence[int], archived_at: byt
     if write.write_id in recent:
         refused.decide(leads_to(write))
     elif version <= expected:
-        return  # the first attempt, if it is under way still, could yet succeed; at a stub, if that is restored
+        # The first attempt, if it is under way still, could yet succeed.
+        if archived_at is not None:
+            refused.doubt = "the saga has been archived without it, and if that is restored it may come yet"
     elif write.write_id is not None and not cannot_have_been_dropped(write, version, recent):
         # No attempt will ever tell.
         refused.give_up(
