@@ -29,7 +29,7 @@ from saga_store.retention.manifest import (
 )
 from saga_store.retention.over_shards import each_shard
 from saga_store.retention.policy import RetentionPolicy
-from saga_store.retention.reading import Place, as_storage, check_archive, read_manifest
+from saga_store.retention.reading import Place, as_storage, check_archive, ledger_of, read_manifest
 from saga_store.retention.removing import end_purges, forget_stubs, make_stubs
 from saga_store.retention.target import Target, temporary
 from saga_store.retention.threads import in_thread
@@ -403,14 +403,7 @@ class _Run:
             await self._let_go(row, manifest)
 
     async def _rows(self, state: ArchiveState) -> list[SagaArchive]:
-        rows: list[SagaArchive] = []
-        after = None
-        while True:
-            page = await self._storage.find_archives(states=[state], limit=1000, after=after)
-            rows += page.archives
-            after = page.after
-            if after is None:
-                return rows[::-1]
+        return (await ledger_of(self._storage, state))[::-1]
 
     def _is_interrupted(self, read: int) -> bool:
         self._tell("reading", read)

@@ -239,21 +239,26 @@ async def _pick(target: Target, manifest: Manifest, saga_id: UUID) -> Found:
     return await target.run(f"reading {manifest.path}", lambda call: pick_here(target, manifest, saga_id, call))
 
 
+async def ledger_of(storage: IRetentionStorage, *states: ArchiveState) -> list[SagaArchive]:
+    """Return all lines of the ledger in these states, the newest first."""
+    rows: list[SagaArchive] = []
+    after = None
+    while True:
+        page = await storage.find_archives(states=states, limit=1000, after=after)
+        rows += page.archives
+        after = page.after
+        if after is None:
+            return rows
+
+
 async def _ledger(storage: IRetentionStorage, target: Target) -> dict[str, SagaArchive]:
     """Return what the ledger has of this target, by the paths of manifests."""
     rows: dict[str, SagaArchive] = {}
-    after = None
-    while True:
-        page = await storage.find_archives(
-            states=[ArchiveState.VERIFIED, ArchiveState.REMOVED], limit=1000, after=after
-        )
-        for row in page.archives:
-            path = row.uri and target.path(row.uri)
-            if path:
-                rows[manifest_path(path)] = row
-        if page.after is None:
-            return rows
-        after = page.after
+    for row in await ledger_of(storage, ArchiveState.VERIFIED, ArchiveState.REMOVED):
+        path = row.uri and target.path(row.uri)
+        if path:
+            rows[manifest_path(path)] = row
+    return rows
 
 
 def located(uri: str) -> tuple[Target, str]:

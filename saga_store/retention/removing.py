@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 from saga_store.errors import UnknownOutcomeError
 from saga_store.interface import IRetentionStorage
+from saga_store.retention.reading import ledger_of
 from saga_store.retention_model import MOST_MARKS, ArchiveState, Retention, SagaMark
 
 # Rows, of sagas and of entries, that one transaction removes; and how long it may take, for who wants one waits.
@@ -106,19 +107,11 @@ async def purge(
 
 async def end_purges(storage: IRetentionStorage) -> None:
     """End in the ledger what purges left that were killed; whoever has the turn knows that none is at work."""
-    after = None
-    while True:
-        page = await storage.find_archives(
-            states=[ArchiveState.WRITING, ArchiveState.VERIFIED], limit=1000, after=after
-        )
-        for row in page.archives:
-            if row.uri is None and row.state is ArchiveState.WRITING:
-                await storage.fail_archive(row.id, error="it was ended before it removed anything")
-            elif row.uri is None:
-                await storage.finish_archive(row.id)
-        after = page.after
-        if after is None:
-            return
+    for row in await ledger_of(storage, ArchiveState.WRITING, ArchiveState.VERIFIED):
+        if row.uri is None and row.state is ArchiveState.WRITING:
+            await storage.fail_archive(row.id, error="it was ended before it removed anything")
+        elif row.uri is None:
+            await storage.finish_archive(row.id)
 
 
 async def forget_stubs(

@@ -763,6 +763,7 @@ class RetentionContract(AgingContract, _RetentiveContract):
             ("status", lambda: storage.restore_saga(replace(record, status=SagaStatus.RUNNING))),
             ("context", lambda: storage.restore_saga(replace(record, context="[]"))),
             ("context", lambda: storage.restore_saga(replace(record, context='{"a": }'))),
+            ("context", lambda: storage.restore_saga(replace(record, context='{"a": "' + "x" * 2**21))),
             ("version", lambda: storage.restore_saga(replace(record, version=0))),
             ("created_at", lambda: storage.restore_saga(replace(record, created_at=datetime(2020, 1, 1)))),  # noqa: DTZ001 - likewise
             ("entries", lambda: storage.restore_saga(replace(record, entries=record.entries[::-1]))),
